@@ -1,0 +1,116 @@
+"""`wallet.v1.Evidence` ⇄ domain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from protos.wallet.v1 import evidence_pb2 as pb
+from protos.wallet.v1 import evidence_pb2_grpc
+from services.core.errors import WalletError, refuse
+from services.core.notes import NoteKey
+from services.evidence.bundles import BundleMaker
+from services.evidence.checkpoints import CheckpointCutter
+from services.evidence.links import Appended
+from services.evidence.sequencer import Append, Conflict, Outcome, Sequencer
+from services.runtime.rpc_errors import to_item_error
+
+MAX_ENTRIES = 5_000
+MAX_WAIT_MS = 5_000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EvidenceServicer(evidence_pb2_grpc.EvidenceServicer):
+    def __init__(self, sequencer: Sequencer, bundles: BundleMaker, checkpoints: CheckpointCutter, key: NoteKey) -> None:
+        self._sequencer = sequencer
+        self._bundles = bundles
+        self._checkpoints = checkpoints
+        self._key = key
+
+    async def AppendEntry(self, request: pb.AppendEntryRequest, context: Context) -> pb.AppendedEntry:
+        (outcome,) = await self._sequencer.append([_to_append(request)])
+        if isinstance(outcome, Conflict):
+            raise outcome.error
+        if isinstance(outcome, WalletError):
+            raise outcome
+        return _from_appended(outcome)
+
+    async def AppendEntries(self, request: pb.AppendEntriesRequest, context: Context) -> pb.AppendEntriesResponse:
+        if not 1 <= len(request.entries) <= MAX_ENTRIES:
+            refuse("entries", f"has 1 to {MAX_ENTRIES} entries")
+        outcomes = await self._sequencer.append([_to_append(entry) for entry in request.entries])
+        return pb.AppendEntriesResponse(results=[_from_outcome(outcome) for outcome in outcomes])
+
+    async def GetLink(self, request: pb.GetLinkRequest, context: Context) -> pb.Link:
+        link = await self._bundles.link(request.link_id)
+        newest = self._checkpoints.newest
+        reply = pb.Link(
+            link_id=link.link_id,
+            trace_id=link.trace_id,
+            state=link.state,
+            checkpoint_size=newest.tree_size if newest else 0,
+        )
+        for leaf, entry in link.entries:
+            added = reply.entries.add(
+                index=entry.index,
+                step=entry.step,
+                kind=leaf.kind,
+                entry_id=entry.entry_id,
+                leaf=entry.leaf,
+                body=entry.body or b"",
+                salt=entry.salt or b"",
+            )
+            added.at.FromDatetime(leaf.at)
+        return reply
+
+    async def GetBundle(self, request: pb.GetBundleRequest, context: Context) -> pb.Bundle:
+        if request.wait_ms > MAX_WAIT_MS:
+            refuse("wait_ms", f"is at most {MAX_WAIT_MS}")
+        return pb.Bundle(document=await self._bundles.bundle(request.link_id, request.wait_ms / 1000))
+
+    async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Context) -> pb.Checkpoint:
+        newest = self._checkpoints.newest
+        if newest is None:
+            return pb.Checkpoint(verifier_key=self._key.vkey)
+        return pb.Checkpoint(
+            note=newest.note.encode(),
+            tree_size=newest.tree_size,
+            root_hash=newest.root_hash,
+            verifier_key=self._key.vkey,
+        )
+
+    async def GetEvidenceStatus(self, request: pb.GetEvidenceStatusRequest, context: Context) -> pb.EvidenceStatus:
+        missing = self._sequencer.missing()
+        newest = self._checkpoints.newest
+        return pb.EvidenceStatus(
+            appending=not missing,
+            missing=missing,
+            tree_size=self._sequencer.size or 0,
+            checkpoint_size=newest.tree_size if newest else 0,
+        )
+
+
+def _to_append(request: pb.AppendEntryRequest) -> Append:
+    return Append(request.link_id, request.entry_id, request.kind, request.trace_id, request.span_id, request.body)
+
+
+def _from_appended(appended: Appended) -> pb.AppendedEntry:
+    reply = pb.AppendedEntry(
+        index=appended.index,
+        step=appended.step,
+        leaf_hash=appended.leaf_hash,
+        already_stored=appended.already_stored,
+    )
+    reply.at.FromDatetime(appended.at)
+    return reply
+
+
+def _from_outcome(outcome: Outcome) -> pb.AppendResult:
+    if isinstance(outcome, Appended):
+        return pb.AppendResult(appended=_from_appended(outcome))
+    if isinstance(outcome, Conflict):
+        failure = pb.AppendFailure(error=to_item_error(outcome.error), stored_body=outcome.stored_body or b"")
+        return pb.AppendResult(failure=failure)
+    return pb.AppendResult(failure=pb.AppendFailure(error=to_item_error(outcome)))

@@ -1,0 +1,86 @@
+"""PostgreSQL by SQLAlchemy 2 Core over asyncpg: one engine a process, at most five connections, errors by meaning."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from services.core.errors import Reason, WalletError
+from services.runtime.settings import DatabaseSettings, read_secret
+
+# SQLSTATE classes that mean "not now": connection exceptions, insufficient resources, operator intervention.
+_UNAVAILABLE_CLASSES = ("08", "53", "57")
+
+
+def database_url(settings: DatabaseSettings, password_file: Path | None, role: str | None = None) -> URL:
+    """The URL with its password filled in from the file; `role` replaces the user."""
+    url = make_url(settings.database_url)
+    password = read_secret(password_file) if password_file is not None else None
+    return url.set(username=role or url.username, password=password)
+
+
+class Database:
+    """Transactions of one service. Every failure to reach PostgreSQL is DATABASE_UNAVAILABLE."""
+
+    def __init__(self, settings: DatabaseSettings) -> None:
+        self.engine: AsyncEngine = create_async_engine(
+            database_url(settings, settings.database_password_file),
+            pool_size=settings.database_pool_size,
+            max_overflow=0,
+            pool_timeout=settings.database_timeout_s,
+            pool_pre_ping=False,
+            connect_args={"timeout": 5.0, "command_timeout": 60.0},
+        )
+
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction: committed when the block ends, rolled back when it raises.
+
+        Raises:
+            WalletError: DATABASE_UNAVAILABLE. Whether a commit that failed so took effect is unknown.
+        """
+        with _errors_by_meaning():
+            async with self.engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[AsyncConnection]:
+        """Statements that are a transaction each: no BEGIN and COMMIT on the wire. Raises like `begin`."""
+        with _errors_by_meaning():
+            async with self._autocommit.connect() as connection:
+                yield connection
+
+
+@contextmanager
+def _errors_by_meaning() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError, OSError, TimeoutError) as error:
+        raise _unavailable() from error
+    except DBAPIError as error:
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if error.connection_invalidated or state[:2] in _UNAVAILABLE_CLASSES:
+            raise _unavailable() from error
+        raise
+
+
+def _unavailable() -> WalletError:
+    return WalletError(Reason.DATABASE_UNAVAILABLE, Reason.DATABASE_UNAVAILABLE.meaning)
+
+
+def constraint_name(error: DBAPIError) -> str | None:
+    """The constraint that an integrity error broke, so that a store can name the meaning."""
+    cause = getattr(error.orig, "__cause__", None)
+    name = getattr(cause, "constraint_name", None)
+    return str(name) if name is not None else None

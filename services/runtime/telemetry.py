@@ -1,0 +1,148 @@
+"""OpenTelemetry in a process: the tracer provider, W3C context that outlives a request, and the signature floor."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Sequence
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+    TraceIdRatioBased,
+)
+from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
+from opentelemetry.util.types import Attributes
+
+from services.runtime.mtls import channel_credentials
+from services.runtime.settings import ServiceSettings
+
+# W3C Trace Context level 1 §3.2.2; version ff is invalid, later versions may carry more fields.
+_TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
+def parse_traceparent(value: str) -> SpanContext | None:
+    """The remote span context of a `traceparent` header; None when it is malformed (W3C: then start a new trace)."""
+    match = _TRACEPARENT.fullmatch(value.strip(" \t")) if len(value) <= 512 else None
+    if match is None:
+        return None
+    version, trace_id, span_id, flags, rest = match.groups()
+    if version == "ff" or (version == "00" and rest) or not int(trace_id, 16) or not int(span_id, 16):
+        return None
+    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+
+
+def format_traceparent(context: SpanContext) -> str:
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags) & 1:02x}"
+
+
+def new_traceparent() -> str:
+    """A fresh sampled context, for a transfer whose trace has no span yet (also when tracing is switched off)."""
+    return f"00-{_nonzero_hex(16)}-{_nonzero_hex(8)}-01"
+
+
+def stored_context(traceparent: str) -> Context:
+    """The context of work resumed from a row: a stored traceparent is always sampled.
+
+    Raises:
+        ValueError: the stored text is not a traceparent, which only a damaged row can be.
+    """
+    parsed = parse_traceparent(traceparent)
+    if parsed is None:
+        raise ValueError("stored traceparent is malformed")
+    sampled = SpanContext(parsed.trace_id, parsed.span_id, is_remote=True, trace_flags=_SAMPLED)
+    return trace.set_span_in_context(trace.NonRecordingSpan(sampled), Context())
+
+
+def stored_link(traceparent: str) -> Link:
+    """A span link to the trace of a row."""
+    return Link(trace.get_current_span(stored_context(traceparent)).get_span_context())
+
+
+def current_ids(traceparent: str) -> tuple[str, str]:
+    """(trace_id, span_id) in hex for an entry of the link that `traceparent` belongs to.
+
+    The trace id is the link's; the span id is the current span's when it is in that trace, else the stored one.
+    """
+    trace_id, stored_span_id = traceparent[3:35], traceparent[36:52]
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid and f"{context.trace_id:032x}" == trace_id:
+        return trace_id, f"{context.span_id:016x}"
+    return trace_id, stored_span_id
+
+
+class SignatureFloor(Sampler):
+    """Signature operations are always sampled: whatever the caller's flag or the operator's strategy says.
+
+    `roots` are the names of the spans that start one. Their children inherit flag 01 from them.
+    """
+
+    def __init__(self, delegate: Sampler, roots: frozenset[str]) -> None:
+        self._delegate = delegate
+        self._roots = roots
+
+    def should_sample(
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        if name in self._roots:
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
+        return self._delegate.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        return f"SignatureFloor({self._delegate.get_description()})"
+
+
+def start_telemetry(service: str, settings: ServiceSettings, signature_roots: frozenset[str] = frozenset()) -> None:
+    """Install the global tracer provider; spans go to `OTEL_EXPORTER_OTLP_ENDPOINT` over mTLS.
+
+    Without an endpoint, or with OTEL_SDK_DISABLED=true, spans are not recorded and contexts still propagate.
+    """
+    endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+    if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return
+    ratio = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1.0"))
+    delegate = ParentBased(ALWAYS_ON if ratio >= 1.0 else TraceIdRatioBased(ratio))
+    provider = TracerProvider(
+        sampler=SignatureFloor(delegate, signature_roots),
+        resource=Resource.create({"service.name": service}),
+        shutdown_on_exit=False,
+    )
+    exporter = OTLPSpanExporter(
+        endpoint=endpoint,
+        credentials=channel_credentials(settings.tls_dir),
+        channel_options=(("grpc.ssl_target_name_override", "tracestore"),),
+    )
+    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=16_384, max_export_batch_size=2_048))
+    trace.set_tracer_provider(provider)
+
+
+def stop_telemetry() -> None:
+    """Flush what is queued; called once, after the last request."""
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, TracerProvider):
+        provider.shutdown()
+
+
+def _nonzero_hex(size: int) -> str:
+    while True:
+        value = secrets.token_bytes(size)
+        if any(value):
+            return value.hex()
