@@ -56,6 +56,7 @@ class Reason(Enum):
     ALREADY_SIGNED = (Code.FAILED_PRECONDITION, "A signature is stored; the link cannot be voided.")
     NONCE_REGISTERED = (Code.FAILED_PRECONDITION, "The nonce is registered for another link.")
     KEY_NOT_FOUND = (Code.FAILED_PRECONDITION, "No such key, or its version is retired.")
+    TRANSPORT_KEY_NOT_APPROVED = (Code.PERMISSION_DENIED, "No operator approved the signer's transport key.")
     TOKEN_UNAVAILABLE = (Code.UNAVAILABLE, "The PKCS#11 token is missing, locked or lost its session.")
     TOKEN_PIN_INCORRECT = (Code.FAILED_PRECONDITION, "The PKCS#11 token refused the PIN.")
     TOKEN_TIMEOUT = (Code.UNAVAILABLE, "A token call exceeded its time limit.")

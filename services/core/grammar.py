@@ -248,7 +248,7 @@ def _response(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     if received_at < parse_time(request.sent_at) - CLOCK_TOLERANCE:
         refuse("received_at", "is not more than 5 s before sent_at", Reason.CLOCK_SKEW)
     answered = body["http_status"] is not None
-    accepted = body["http_status"] == 200 and _accepts(from_hex(body["body"]), request)
+    accepted = body["http_status"] == 200 and accepts(from_hex(body["body"]), request.request_id, request.tx_hash)
     if body["tx_hash"] != (request.tx_hash if accepted else None):
         refuse("tx_hash", "is the JSON-RPC result, equal to the signature's, or null where there is none")
     signed = head.signed
@@ -364,15 +364,15 @@ def _sent_transaction(body_hex: str) -> tuple[int | str, str]:
     return request_id, to_hex(tx_hash_of(from_hex(params[0], "body")))
 
 
-def _accepts(body: bytes, request: OpenRequest) -> bool:
-    """Whether the response's bytes are the JSON-RPC result that the request asked for."""
+def accepts(body: bytes, request_id: int | str, tx_hash: str) -> bool:
+    """Whether a response's bytes are the JSON-RPC result of the request `request_id`: the 0x-hex `tx_hash`."""
     answer = _json_object(body)
     return (
         answer is not None
         and answer.get("jsonrpc") == "2.0"
-        and type(answer.get("id")) is type(request.request_id)
-        and answer["id"] == request.request_id
-        and answer.get("result") == request.tx_hash
+        and type(answer.get("id")) is type(request_id)
+        and answer["id"] == request_id
+        and answer.get("result") == tx_hash
         and answer.get("error") is None
     )
 
