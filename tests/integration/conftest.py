@@ -1,0 +1,225 @@
+"""Real dependencies, one at a time and fast. Their processes end with the test run, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from services.runtime.migrations import migrate
+from services.runtime.settings import DatabaseSettings
+from tools.stack.authority import Authority
+from tools.stack.chain import EmbeddedChain
+from tools.stack.ports import Ports
+from tools.stack.postgres import DatabaseServer, EmbeddedPostgres, ServiceRoles, create_roles, create_schemas
+from tools.stack.processes import ProcessSpec, ProcessTable
+from tools.stack.redis_server import EmbeddedRedis
+from tools.stack.services import SERVICE_NAMES
+from tools.stack.shutdown import end_stack, run_directory
+from tools.stack.supervisor import Supervisor
+from tools.stack.tokens import Token, create_softhsm_token
+
+
+def _run(step: Coroutine[Any, Any, None]) -> None:
+    """Run to the end in a thread of its own: a fixture may be asked for inside a running loop."""
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(asyncio.run, step).result()
+
+
+class Dependencies:
+    """The processes of this test run."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ports = Ports()
+        self._table = ProcessTable(run_directory(directory))
+
+    def launch(self, spec: ProcessSpec) -> None:
+        _run(self._table.launch(spec))
+
+    def end(self, name: str) -> None:
+        self._table.end([name])
+
+    def end_all(self) -> None:
+        end_stack(self.directory, self._table)
+
+
+@pytest.fixture(scope="session")
+def dependencies() -> Iterator[Dependencies]:
+    # Not under pytest's temporary directory: every test run that starts closes that to PostgreSQL's user.
+    directory = Path(tempfile.mkdtemp(prefix="goldenlink-tests-"))
+    directory.chmod(0o755)
+    supervisor = Supervisor(directory)
+    started = Dependencies(directory)
+    try:
+        yield started
+    finally:
+        started.end_all()
+        supervisor.release()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ServiceDatabase:
+    """A fresh, migrated database of one service, as its settings name it."""
+
+    server: DatabaseServer
+    service: str
+    roles: ServiceRoles
+
+    @property
+    def url(self) -> str:
+        return self.server.role_url(self.service)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "WALLET_DATABASE_URL": self.url,
+            "WALLET_DATABASE_PASSWORD_FILE": str(self.roles.password_file),
+            "WALLET_DATABASE_OWNER_PASSWORD_FILE": str(self.roles.owner_password_file),
+        }
+
+    @property
+    def settings(self) -> DatabaseSettings:
+        """What the running service is told."""
+        return DatabaseSettings(database_url=self.url, database_password_file=self.roles.password_file)
+
+    @property
+    def owner_settings(self) -> DatabaseSettings:
+        """What `migrate` is told."""
+        return DatabaseSettings(
+            database_url=self.url,
+            database_password_file=self.roles.password_file,
+            database_owner_password_file=self.roles.owner_password_file,
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres(dependencies: Dependencies) -> DatabaseServer:
+    """A real server, by its superuser: `postgres.execute(sql)`, `postgres.database(name)`."""
+    embedded = EmbeddedPostgres(dependencies.directory / "postgres", dependencies.directory / "postgres.log")
+    dependencies.launch(embedded.spec)
+    return embedded.server
+
+
+class _Templates:
+    """One migrated database a service, made once; fresh ones are copies of it."""
+
+    def __init__(self, server: DatabaseServer, secrets: Path) -> None:
+        self._server = server
+        self._roles = create_roles(server, SERVICE_NAMES, secrets)
+        self._made: set[str] = set()
+        self._numbers = itertools.count(1)
+
+    def copy(self, service: str) -> ServiceDatabase:
+        template = f"template_{service}"
+        if template not in self._made:
+            self._server.execute(f'CREATE DATABASE "{template}"')
+            migrated = ServiceDatabase(self._server.database(template), service, self._roles[service])
+            create_schemas(migrated.server, SERVICE_NAMES)
+            _run(migrate(service, migrated.owner_settings))
+            self._made.add(template)
+        name = f"{service}_{next(self._numbers)}"
+        self._server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        return ServiceDatabase(self._server.database(name), service, self._roles[service])
+
+    def drop(self, database: ServiceDatabase) -> None:
+        self._server.execute(f'DROP DATABASE "{database.server.name}" WITH (FORCE)')
+
+
+@pytest.fixture(scope="session")
+def _templates(postgres: DatabaseServer, dependencies: Dependencies) -> _Templates:
+    return _Templates(postgres, dependencies.directory / "secrets")
+
+
+@pytest.fixture
+def service_database(_templates: _Templates) -> Iterator[Callable[[str], ServiceDatabase]]:
+    """`service_database("evidence")`: a fresh database, migrated, for this test alone."""
+    made: list[ServiceDatabase] = []
+
+    def make(service: str) -> ServiceDatabase:
+        made.append(_templates.copy(service))
+        return made[-1]
+
+    yield make
+    for database in made:
+        _templates.drop(database)
+
+
+@pytest.fixture(scope="session")
+def _redis_server(dependencies: Dependencies) -> str:
+    directory = dependencies.directory / "redis"
+    embedded = EmbeddedRedis(directory, dependencies.directory / "redis.log", dependencies.ports.free())
+    dependencies.launch(embedded.spec)
+    return embedded.url
+
+
+@pytest.fixture
+def redis_url(_redis_server: str) -> str:
+    """URL, with password, of an empty Redis."""
+    with redis.Redis.from_url(_redis_server) as client:
+        client.flushall()
+    return _redis_server
+
+
+@pytest.fixture
+def softhsm_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Token]:
+    """`softhsm_token("signer")`: a fresh token in a directory of its own, with a random PIN.
+
+    SOFTHSM2_CONF of this process names the last one made; SoftHSM reads it when it is initialised.
+    """
+
+    def make(label: str) -> Token:
+        token = create_softhsm_token(tmp_path / "tokens" / label, label)
+        monkeypatch.setenv("SOFTHSM2_CONF", str(token.configuration))
+        return token
+
+    return make
+
+
+@pytest.fixture
+def start_anvil(dependencies: Dependencies) -> Iterator[Callable[..., str]]:
+    """`start_anvil(block_time_s=1.0, slots_in_an_epoch=1)`: URL of a new chain; by default a block a transaction."""
+    started: list[str] = []
+
+    def start(block_time_s: float | None = None, slots_in_an_epoch: int = 1) -> str:
+        log = dependencies.directory / "anvil.log"
+        chain = EmbeddedChain(log, dependencies.ports.free(), block_time_s, slots_in_an_epoch)
+        name = f"anvil-{chain.spec.ports['json_rpc']}"
+        dependencies.launch(chain.spec.named(name))
+        started.append(name)
+        return chain.url
+
+    yield start
+    for name in started:
+        dependencies.end(name)
+
+
+@pytest.fixture
+def anvil(start_anvil: Callable[..., str]) -> str:
+    """URL of a new chain that mines a block for each transaction at once."""
+    return start_anvil()
+
+
+@pytest.fixture(scope="session")
+def dev_ca(dependencies: Dependencies) -> Callable[[str], Path]:
+    """`dev_ca("signer")`: directory with ca.pem, cert.pem and key.pem of that service; one authority for the run."""
+    directory = dependencies.directory / "tls"
+    authority = Authority(directory)
+    for service in SERVICE_NAMES:
+        authority.issue(service)
+
+    def tls_dir(service: str) -> Path:
+        return directory / service if os.path.isdir(directory / service) else authority.issue(service)
+
+    return tls_dir

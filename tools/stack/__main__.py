@@ -1,0 +1,108 @@
+"""python -m tools.stack up | down | status"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tools.stack.options import StackOptions
+from tools.stack.processes import ProcessTable, StackError
+from tools.stack.shutdown import end_stack, locked, run_directory
+from tools.stack.stack import DEFAULT_DIRECTORY, Stack, read_record
+
+_HELP = """The whole suite on this machine, on loopback.
+
+Each `up` starts from nothing. Use real ones in place of the embedded four by environment variables:
+
+WALLET_DATABASE_URL  superuser URL, postgresql://user:password@host:port/database; roles and schemas are created in it.
+
+WALLET_REDIS_URL  redis://:password@host:port/0
+
+WALLET_PKCS11_LIBRARY  a PKCS#11 library with tokens labelled keys, signer and evidence, and their PINs in
+$WALLET_TOKEN_PIN_DIR/<service>.pin
+
+WALLET_NODES  JSON, [{"name": "node-a", "url": "https://…", "chain_id": "eip155:1"}, …]
+"""
+
+application = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False)
+_console = Console()
+DirectoryOption = Annotated[Path, typer.Option("--directory", help="where the stack keeps its files")]
+JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable")]
+
+
+@application.command()
+def up(
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+    as_json: JsonOption = False,
+    block_time_s: Annotated[float, typer.Option("--block-time", help="seconds between blocks of the chain")] = 1.0,
+    signer_workers: Annotated[int, typer.Option("--signer-workers", min=1)] = 1,
+    tracing: Annotated[bool, typer.Option("--tracing/--no-tracing")] = True,
+    policy: Annotated[Path | None, typer.Option("--policy", help="policy file of the signer", exists=True)] = None,
+) -> None:
+    """Start everything; return when it serves."""
+    options = StackOptions(
+        block_time_s=block_time_s, signer_workers=signer_workers, tracing=tracing, policy_file=policy
+    )
+    stack = Stack(directory, options)
+    asyncio.run(stack.start())
+    _show(stack.record, as_json)
+
+
+@application.command()
+def down(directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOption = False) -> None:
+    """End everything; return when nothing runs."""
+    with locked(directory.resolve(), wait=True):
+        ended = end_stack(directory.resolve())
+    if as_json:
+        print(json.dumps({"ended": ended}))
+    else:
+        print(f"ended: {', '.join(ended)}" if ended else "nothing was running")
+
+
+@application.command()
+def status(directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOption = False) -> None:
+    """What runs where. Exit 1 when a process of the stack has ended, 2 when none was started."""
+    record = read_record(directory.resolve())
+    living = set(ProcessTable(run_directory(directory.resolve())).living())
+    for process in record["processes"]:
+        process["alive"] = process["service"] in living
+    _show(record, as_json)
+    if not all(process["alive"] for process in record["processes"]):
+        raise typer.Exit(1)
+
+
+def _show(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(record, indent=1))
+        return
+    table = Table("process", "pid", "listens on", title="Golden Link, on this machine", title_justify="left")
+    for process in record["processes"]:
+        ports = " · ".join(f"{name} {number}" for name, number in process["ports"].items())
+        name = process["service"] if process.get("alive", True) else f"[red]{process['service']} (ended)[/red]"
+        table.add_row(name, str(process["pid"]), ports or "Unix socket")
+    _console.print(table)
+    places = {
+        "gateway": f"{record['gateway_url']}/docs" if "gateway" in record["services"] else None,
+        "tiles": record["tiles_url"] if "evidence" in record["services"] else None,
+        "tokens": str(Path(record["token_files"]["operator"]).parent) + "/api-token-{operator,approver,auditor}",
+        "logs": f"{record['directory']}/logs",
+        "record": f"{record['directory']}.json",
+    }
+    for name, place in places.items():
+        if place is not None:
+            _console.print(f"{name:<8} {place}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    try:
+        application()
+    except StackError as failure:
+        print(f"stack: {failure}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,184 @@
+"""What the services stand on: databases, lock server, tokens, nodes, certificates, keys; and who gets what."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from tools.stack.authority import Authority
+from tools.stack.chain import CHAIN_ID, EmbeddedChain
+from tools.stack.files import write_private
+from tools.stack.nodes import SOURCE_TREE, EmbeddedNodes, NodeAddress, write_nodes_file
+from tools.stack.options import StackOptions
+from tools.stack.ports import Ports
+from tools.stack.postgres import DatabaseServer, EmbeddedPostgres, ServiceRoles, create_roles, create_schemas
+from tools.stack.processes import ProcessSpec
+from tools.stack.redis_server import EmbeddedRedis
+from tools.stack.services import SERVICE_NAMES, SERVICES, Service
+from tools.stack.tokens import Token, create_softhsm_token, existing_token
+
+CALLERS_FILE = SOURCE_TREE / "services" / "callers.yaml"
+_DEVELOPMENT_POLICY = SOURCE_TREE / "services" / "signer" / "default_policy.yaml"
+_KEY_BYTES = 32
+
+
+class Foundation:
+    """Creates files and tokens at once; `specs` are the processes to start before `create_database_roles`."""
+
+    def __init__(self, directory: Path, options: StackOptions) -> None:
+        self._directory = directory
+        self._options = options
+        self._secrets = directory / "secrets"
+        self._callers: dict[str, list[str]] = yaml.safe_load(CALLERS_FILE.read_text(encoding="utf-8"))
+        self._roles: dict[str, ServiceRoles] = {}
+        self._tokens: dict[str, Token] = {}
+        self.specs: list[ProcessSpec] = []
+        self.tls = directory / "tls"
+        self.ports = Ports()
+        # gRPC; gateway speaks HTTP only.
+        self.addresses = {name: f"127.0.0.1:{self.ports.free()}" for name in SERVICE_NAMES if name != "gateway"}
+        self.http_address = f"127.0.0.1:{self.ports.free()}"
+        self.tiles_address = f"127.0.0.1:{self.ports.free()}"
+        self.policy_file = options.policy_file or _DEVELOPMENT_POLICY
+        self.control_url: str | None = None
+        self.chain_url: str | None = None
+
+    async def create(self) -> None:
+        """Raises StackError when something is not installed, or an external one is not as it should be."""
+        database, *_ = await asyncio.gather(
+            asyncio.to_thread(self._create_database),
+            asyncio.to_thread(self._create_tokens),
+            asyncio.to_thread(self._create_certificates),
+        )
+        self.database: DatabaseServer = database
+        self.redis_url_file = write_private(self._secrets / "redis-url", self._create_redis() + "\n")
+        self.nodes = self._create_nodes()
+        self.nodes_file = write_nodes_file(self._secrets / "nodes.json", self.nodes)
+        self._telemetry_key = self._create_key("telemetry-hmac-key")
+        self._gateway_key = self._create_key("gateway-encryption-key")
+        if self.database.password is not None:
+            write_private(self.database_password_file, self.database.password + "\n")
+
+    def create_database_roles(self) -> None:
+        """Once the database serves."""
+        self._roles = create_roles(self.database, SERVICE_NAMES, self._secrets)
+        create_schemas(self.database, SERVICE_NAMES)
+
+    @property
+    def database_password_file(self) -> Path:
+        return self._secrets / "database-password"
+
+    def _log(self, name: str) -> Path:
+        return self._directory / "logs" / f"{name}.log"
+
+    def _create_database(self) -> DatabaseServer:
+        if self._options.external.database_url is not None:
+            return DatabaseServer.from_url(self._options.external.database_url)
+        embedded = EmbeddedPostgres(self._directory / "postgres", self._log("postgres"))
+        self.specs.append(embedded.spec)
+        return embedded.server
+
+    def _create_redis(self) -> str:
+        if self._options.external.redis_url is not None:
+            return self._options.external.redis_url
+        embedded = EmbeddedRedis(self._directory / "redis", self._log("redis"), self.ports.free())
+        self.specs.append(embedded.spec)
+        return embedded.url
+
+    def _create_nodes(self) -> list[NodeAddress]:
+        if self._options.external.nodes is not None:
+            return list(self._options.external.nodes)
+        options = self._options
+        chain = EmbeddedChain(self._log("anvil"), self.ports.free(), options.block_time_s, options.slots_in_an_epoch)
+        nodes = EmbeddedNodes(self._directory / "nodes", self._log("nodes"), chain.url, CHAIN_ID, self.ports)
+        self.chain_url, self.control_url = chain.url, nodes.control_url
+        self.specs += [chain.spec, nodes.spec]
+        return nodes.addresses
+
+    def _create_tokens(self) -> None:
+        library = self._options.external.pkcs11_library
+        for service in SERVICES:
+            if service.token and library is not None:
+                self._tokens[service.name] = existing_token(library, service.name, os.environ)
+            elif service.token:
+                directory = self._directory / "tokens" / service.name
+                self._tokens[service.name] = create_softhsm_token(directory, service.name)
+
+    def _create_certificates(self) -> None:
+        authority = Authority(self.tls)
+        for name in sorted({*SERVICE_NAMES, *(caller for allowed in self._callers.values() for caller in allowed)}):
+            authority.issue(name)
+
+    def _create_key(self, name: str) -> Path:
+        return write_private(self._secrets / name, secrets.token_bytes(_KEY_BYTES))
+
+    def environment(self, service: Service) -> dict[str, str]:
+        """All that a service is told. Nothing of our own environment but where programs and temporary files are."""
+        private = self._secrets / service.name
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        variables = {
+            **inherited(os.environ),
+            "WALLET_ENV": "development",
+            "WALLET_TLS_DIR": str(self.tls / service.name),
+            "WALLET_CALLERS": str(CALLERS_FILE),
+            "WALLET_PEERS": json.dumps(self.addresses),
+            "WALLET_DATABASE_URL": self.database.role_url(service.name),
+            "WALLET_DATABASE_PASSWORD_FILE": str(self._roles[service.name].password_file),
+            "WALLET_SECRETS_DIR": str(private),
+            "WALLET_TELEMETRY_HMAC_KEY_FILE": str(self._telemetry_key),
+            "WALLET_MAX_IN_FLIGHT": str(self._options.max_in_flight),
+            "WALLET_NODES_REQUIRED": str(self.nodes_required),
+            "OTEL_SERVICE_NAME": service.name,
+        }
+        if self._options.tracing and service.name in self._callers["tracestore"]:
+            variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"https://{self.addresses['tracestore']}"
+        else:
+            variables["OTEL_SDK_DISABLED"] = "true"
+        if service.name in self.addresses:
+            variables["WALLET_LISTEN"] = self.addresses[service.name]
+        if service.token:
+            variables |= self._tokens[service.name].environment()
+        if service.redis:
+            variables["WALLET_REDIS_URL_FILE"] = str(self.redis_url_file)
+        if service.nodes:
+            variables["WALLET_NODES_FILE"] = str(self.nodes_file)
+        return variables | self._own_variables(service.name) | dict(self._options.environment.get(service.name, {}))
+
+    def _own_variables(self, service: str) -> dict[str, str]:
+        """What one service only is told."""
+        own = {
+            "gateway": {
+                "WALLET_HTTP_LISTEN": self.http_address,
+                "WALLET_GATEWAY_ENCRYPTION_KEY_FILE": str(self._gateway_key),
+            },
+            "evidence": {
+                "WALLET_TILES_LISTEN": self.tiles_address,
+                "WALLET_CHECKPOINT_FILE": str(self._directory / "evidence" / "checkpoint"),
+            },
+            "signer": {
+                "WALLET_POLICY_FILE": str(self.policy_file.resolve()),
+                "WALLET_SIGNER_WORKERS": str(self._options.signer_workers),
+            },
+        }
+        return own.get(service, {})
+
+    def owner_environment(self, service: Service) -> dict[str, str]:
+        """For `migrate`: the owner role's password on top."""
+        owner = {"WALLET_DATABASE_OWNER_PASSWORD_FILE": str(self._roles[service.name].owner_password_file)}
+        return self.environment(service) | owner
+
+    @property
+    def nodes_required(self) -> int:
+        return min(2, len(self.nodes))
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """The part of our environment that a child may see."""
+    names = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "TZ")
+    return {name: environment[name] for name in names if name in environment}

@@ -1,0 +1,62 @@
+"""What a caller may choose about a stack."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools.stack.nodes import NodeAddress
+from tools.stack.processes import StackError
+from tools.stack.services import SERVICE_NAMES
+
+
+@dataclass(frozen=True)
+class External:
+    """Real ones to use in place of the embedded four; each None = embedded."""
+
+    # Superuser URL (`postgresql://user:password@host:port/database`): roles and schemas are created in its database.
+    database_url: str | None = None
+    redis_url: str | None = None
+    # Its tokens `keys`, `signer` and `evidence` exist, with PINs in $WALLET_TOKEN_PIN_DIR/<service>.pin.
+    pkcs11_library: Path | None = None
+    nodes: tuple[NodeAddress, ...] | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> External:
+        """Raises StackError when WALLET_NODES is not the JSON list that it should be."""
+        library, nodes = environment.get("WALLET_PKCS11_LIBRARY"), environment.get("WALLET_NODES")
+        try:
+            addresses = tuple(NodeAddress(**node) for node in json.loads(nodes)) if nodes else None
+        except (TypeError, ValueError):
+            raise StackError('WALLET_NODES is not a JSON list of {"name", "url", "chain_id"}') from None
+        return cls(
+            database_url=environment.get("WALLET_DATABASE_URL") or None,
+            redis_url=environment.get("WALLET_REDIS_URL") or None,
+            pkcs11_library=Path(library) if library else None,
+            nodes=addresses,
+        )
+
+
+@dataclass(frozen=True)
+class StackOptions:
+    """The defaults are those of `make up`."""
+
+    # Seconds between blocks; None mines a block for each transaction at once.
+    block_time_s: float | None = 1.0
+    slots_in_an_epoch: int = 1
+    signer_workers: int = 1
+    tracing: bool = True
+    # anvil's pool bears thousands of pending transactions of one account; a public node's 64.
+    max_in_flight: int = 4096
+    # None = the signer's development policy.
+    policy_file: Path | None = None
+    # Service → further environment variables; they win over ours.
+    environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # A subset starts only these (and what they stand on is the caller's care); () = databases, tokens and nodes only.
+    services: tuple[str, ...] = SERVICE_NAMES
+    # End everything when the process that started the stack ends, however it ends.
+    supervised: bool = False
+    external: External = field(default_factory=lambda: External.from_environment(os.environ))

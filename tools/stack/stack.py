@@ -1,0 +1,294 @@
+"""A stack: start what the services stand on, then the services in order; kill, restart, end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tools.stack.files import write_json
+from tools.stack.foundation import Foundation
+from tools.stack.nodes import SOURCE_TREE
+from tools.stack.options import StackOptions
+from tools.stack.processes import ProcessSpec, ProcessTable, StackError, log_tail
+from tools.stack.readiness import evidence_verifier_key, serves_grpc, serves_http
+from tools.stack.services import ROLES, SERVICES, Service
+from tools.stack.shutdown import end_stack, locked, record_file, run_directory
+from tools.stack.supervisor import Supervisor
+
+DEFAULT_DIRECTORY = SOURCE_TREE / "build" / "stack"
+_PRIVATE_DIRECTORIES = ("environments", "evidence", "logs", "nodes", "redis", "run", "secrets", "tls", "tokens")
+_COMMAND_TIMEOUT_S = 120.0
+
+
+class Stack:
+    """`async with Stack(directory, options) as stack:` or start() and stop().
+
+    Each start is from nothing: the directory of an earlier stack is removed, its logs too.
+    """
+
+    def __init__(self, directory: Path = DEFAULT_DIRECTORY, options: StackOptions | None = None) -> None:
+        self.directory = directory.resolve()
+        self.options = options or StackOptions()
+        self.record: dict[str, Any] = {}
+        self._table = ProcessTable(run_directory(self.directory))
+        self._specs: dict[str, ProcessSpec] = {}
+        self._serving = {service.name: asyncio.Event() for service in SERVICES}
+        self._supervisor: Supervisor | None = None
+
+    async def start(self) -> None:
+        """Return when everything serves.
+
+        Raises:
+            StackError: it runs already, or something did not start; then nothing is left running.
+        """
+        with locked(self.directory, wait=False):
+            if living := self._table.living():
+                raise StackError(f"this stack runs already ({', '.join(living)}): end it with 'make down'")
+            shutil.rmtree(self.directory, ignore_errors=True)
+            # PostgreSQL's user passes through; all else in it is closed.
+            self.directory.mkdir(mode=0o711, parents=True)
+            for name in _PRIVATE_DIRECTORIES:
+                (self.directory / name).mkdir(mode=0o700)
+            self._supervisor = Supervisor(self.directory)
+            try:
+                await self._start()
+            except BaseException:
+                await asyncio.to_thread(end_stack, self.directory, self._table)
+                self._supervisor.release()
+                raise
+            if not self.options.supervised:
+                self._supervisor.release()
+
+    async def stop(self) -> None:
+        """End everything that runs; the directory with its logs stays."""
+        with locked(self.directory, wait=True):
+            await asyncio.to_thread(end_stack, self.directory, self._table)
+        if self._supervisor is not None and self.options.supervised:
+            self._supervisor.release()
+
+    async def __aenter__(self) -> Stack:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        await self.stop()
+
+    @property
+    def foundation(self) -> Foundation:
+        return self._foundation
+
+    def pid(self, name: str) -> int:
+        """Raises StackError when `name` does not run."""
+        identity = self._table.identity(name)
+        if identity is None or not identity.is_alive():
+            raise StackError(f"{name} does not run")
+        return identity.pid
+
+    async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End one process (by SIGKILL, as a crash would) and return when it is gone."""
+        await asyncio.to_thread(self._table.end, [name], number=number)
+
+    async def launch(self, name: str) -> None:
+        """Start a process that was killed, on the same ports, and return when it serves."""
+        if self._table.is_alive(name):
+            raise StackError(f"{name} runs already")
+        await self._launch(self._specs[name])
+        self._write_record()
+
+    async def restart(self, name: str) -> None:
+        """Kill and start again."""
+        await self.kill(name)
+        await self.launch(name)
+
+    async def _start(self) -> None:
+        # (1) Files, tokens, certificates; then the databases, the chain and its nodes.
+        self._foundation = Foundation(self.directory, self.options)
+        await self._foundation.create()
+        await _all(*(self._launch(spec) for spec in self._foundation.specs))
+        await asyncio.to_thread(self._foundation.create_database_roles)
+        # (2) Each service: its schema, then, when those it calls serve, itself.
+        chosen = [service for service in SERVICES if service.name in self.options.services]
+        for service in SERVICES:
+            if service not in chosen:
+                self._serving[service.name].set()
+        turns = asyncio.Semaphore(os.cpu_count() or 1)
+        await _all(*(self._start_service(service, turns) for service in chosen))
+        # (3) What a user needs: API tokens, and whom to trust.
+        if "gateway" in self.options.services:
+            await _all(*(self._create_api_token(role) for role in ROLES))
+        if "evidence" in self.options.services:
+            await self._write_trust_file()
+        self._write_record()
+
+    async def _start_service(self, service: Service, turns: asyncio.Semaphore) -> None:
+        async with turns:
+            await self._run(
+                f"{service.name}-migrate",
+                # What `python -m services.<name> migrate` does, without loading the service.
+                ["services.runtime.migrations", service.name],
+                self._foundation.owner_environment(service),
+            )
+        for name in service.after:
+            await self._serving[name].wait()
+        await self._launch(self._service_spec(service))
+        self._serving[service.name].set()
+
+    def _service_spec(self, service: Service) -> ProcessSpec:
+        environment = self._foundation.environment(service)
+        write_json(self._environment_file(service.name), environment)
+        address = self._foundation.addresses.get(service.name)
+        ports = {"grpc": _port(address)} if address else {"http": _port(self._foundation.http_address)}
+        if service.name == "evidence":
+            ports["tiles"] = _port(self._foundation.tiles_address)
+
+        async def ready() -> bool:
+            if address is None:
+                return await serves_http(f"{self.gateway_url}/readyz")
+            return await serves_grpc(service.name, address, self._foundation.tls / "gateway")
+
+        return ProcessSpec(
+            name=service.name,
+            command=(sys.executable, "-m", f"services.{service.name}"),
+            environment=environment,
+            log=self._log(service.name),
+            ready=ready,
+            ports=ports,
+            working_directory=SOURCE_TREE,
+        )
+
+    async def _launch(self, spec: ProcessSpec) -> None:
+        self._specs[spec.name] = spec
+        await self._table.launch(spec)
+
+    async def _run(self, name: str, arguments: list[str], environment: Mapping[str, str]) -> None:
+        """A command of a service, to its end; `name` is its log's."""
+        log = self._log(name)
+        with log.open("ab") as output:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(environment),
+                cwd=SOURCE_TREE,
+            )
+        try:
+            async with asyncio.timeout(_COMMAND_TIMEOUT_S):
+                status = await child.wait()
+        except BaseException:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+            raise
+        if status != 0:
+            raise StackError(f"'python -m {' '.join(arguments)}' failed:\n{log_tail(log)}")
+
+    async def _create_api_token(self, role: str) -> None:
+        gateway = next(service for service in SERVICES if service.name == "gateway")
+        out = self.api_token_file(role)
+        await self._run(
+            "gateway-token",
+            ["services.gateway", "token", "create", "--name", f"demo-{role}", "--role", role, "--out", str(out)],
+            # The serving role may only check tokens; making them is its owner's right.
+            self._foundation.owner_environment(gateway),
+        )
+
+    async def _write_trust_file(self) -> None:
+        key = await evidence_verifier_key(self._foundation.addresses["evidence"], self._foundation.tls / "gateway")
+        trust = {
+            "format": "goldenlink.trust.v1",
+            "evidence_keys": [key],
+            "chain_ids": sorted({node.chain_id for node in self._foundation.nodes}),
+            "min_agreeing_nodes": self._foundation.nodes_required,
+            "ledger": None,
+        }
+        write_json(self.trust_file, trust)
+
+    def _write_record(self) -> None:
+        """`build/stack.json`: all that the CLI, the demo and the tests need to know."""
+        foundation = self._foundation
+        services = {
+            service.name: {
+                "address": foundation.addresses.get(service.name, foundation.http_address),
+                "log": str(self._log(service.name)),
+                "environment_file": str(self._environment_file(service.name)),
+            }
+            for service in SERVICES
+            if service.name in self.options.services
+        }
+        self.record = {
+            "directory": str(self.directory),
+            "processes": [
+                {"service": name, "pid": identity.pid, "ports": dict(self._specs[name].ports)}
+                for name in self._specs
+                if (identity := self._table.identity(name)) is not None
+            ],
+            "gateway_url": self.gateway_url,
+            "token_files": {role: str(self.api_token_file(role)) for role in ROLES},
+            "node_urls": {node.name: node.url for node in foundation.nodes},
+            "nodes_file": str(foundation.nodes_file),
+            "node_control_url": foundation.control_url,
+            "chain_url": foundation.chain_url,
+            "database_url": foundation.database.url,
+            "database_password_file": str(foundation.database_password_file),
+            "redis_url_file": str(foundation.redis_url_file),
+            "tls_dir": str(foundation.tls),
+            "policy_file": str(foundation.policy_file),
+            "services": services,
+            "tiles_url": f"http://{foundation.tiles_address}",
+            "trust_file": str(self.trust_file),
+        }
+        write_json(record_file(self.directory), self.record)
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{self._foundation.http_address}"
+
+    @property
+    def trust_file(self) -> Path:
+        return self.directory / "trust.json"
+
+    def api_token_file(self, role: str) -> Path:
+        return self.directory / "secrets" / f"api-token-{role}"
+
+    def _log(self, name: str) -> Path:
+        return self.directory / "logs" / f"{name}.jsonl"
+
+    def _environment_file(self, service: str) -> Path:
+        return self.directory / "environments" / f"{service}.json"
+
+
+def read_record(directory: Path = DEFAULT_DIRECTORY) -> dict[str, Any]:
+    """The record of a running stack.
+
+    Raises:
+        StackError: none was started, or it was ended.
+    """
+    try:
+        document = json.loads(record_file(directory).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StackError("no stack runs: start one with 'make up'") from None
+    assert isinstance(document, dict)
+    return document
+
+
+async def _all(*steps: Any) -> None:
+    """Run steps together; the first failure cancels the rest and is raised alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for step in steps:
+                group.create_task(step)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
