@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -37,7 +38,7 @@ class Database:
             pool_pre_ping=False,
             connect_args={"timeout": 5.0, "command_timeout": 60.0},
         )
-
+        event.listen(self.engine.sync_engine, "checkout", _replace_closed)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     async def close(self) -> None:
@@ -60,6 +61,12 @@ class Database:
         with _errors_by_meaning():
             async with self._autocommit.connect() as connection:
                 yield connection
+
+
+def _replace_closed(connection: Any, *_: object) -> None:
+    # A connection that the server ended while it was idle is replaced, without the round trip of a ping.
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 # Delete only our own lease: it may have ended and be somebody else's by now.
@@ -18,6 +20,8 @@ class LeaseLock:
     """Leases of at most `lease_s` seconds, waited for up to `wait_s` seconds."""
 
     def __init__(self, redis: Redis, lease_s: float = 5.0, wait_s: float = 5.0) -> None:
+        # A second attempt finds a Redis that was restarted; the client's own back-off would only delay going without.
+        redis.set_retry(Retry(NoBackoff(), 1))
         self._redis = redis
         self._lease_ms = int(lease_s * 1000)
         self._wait_s = wait_s
@@ -32,6 +36,13 @@ class LeaseLock:
         finally:
             if held:
                 await self._release(name, owner)
+
+    async def available(self) -> bool:
+        """Whether Redis answers."""
+        try:
+            return bool(await self._redis.ping())
+        except (RedisError, OSError):
+            return False
 
     async def _acquire(self, name: str, owner: str) -> bool:
         pause_s = 0.002

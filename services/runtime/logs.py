@@ -29,7 +29,9 @@ class JsonFormatter(logging.Formatter):
         if context.is_valid:
             line["trace_id"] = f"{context.trace_id:032x}"
             line["span_id"] = f"{context.span_id:016x}"
-        line.update({name: value for name, value in vars(record).items() if name not in _STANDARD})
+        for name, value in vars(record).items():
+            if name not in _STANDARD:
+                line.setdefault(name, value)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)

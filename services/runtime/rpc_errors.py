@@ -7,6 +7,7 @@ from typing import cast
 
 import grpc
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from protos.wallet.v1 import common_pb2
@@ -37,7 +38,8 @@ def to_status_metadata(error: WalletError) -> tuple[tuple[str, bytes], ...]:
 _REASON_OF_CODE = {
     grpc.StatusCode.UNAVAILABLE: Reason.SERVICE_UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: Reason.DEADLINE_EXCEEDED,
-    grpc.StatusCode.CANCELLED: Reason.CANCELLED,
+    # Not by us: that is an exception of asyncio's. A peer that stops cancels the calls that it has not begun.
+    grpc.StatusCode.CANCELLED: Reason.SERVICE_UNAVAILABLE,
     grpc.StatusCode.UNAUTHENTICATED: Reason.UNAUTHENTICATED,
     grpc.StatusCode.PERMISSION_DENIED: Reason.CALLER_NOT_ALLOWED,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Reason.PAYLOAD_TOO_LARGE,
@@ -48,7 +50,10 @@ def from_rpc_error(error: grpc.aio.AioRpcError, peer: str) -> WalletError:
     """The reason that the peer gave, or the one that its bare status code means."""
     for key, value in cast(Iterable[tuple[str, str | bytes]], error.trailing_metadata() or ()):
         if key == STATUS_METADATA_KEY and isinstance(value, bytes):
-            status = status_pb2.Status.FromString(value)
+            try:
+                status = status_pb2.Status.FromString(value)
+            except DecodeError:
+                break
             for detail in status.details:
                 info = error_details_pb2.ErrorInfo()
                 if detail.Unpack(info) and info.domain == DOMAIN and info.reason in Reason.__members__:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, cast
 
@@ -217,5 +218,9 @@ def run_service(
     start_telemetry(service, settings, signature_roots)
     try:
         uvloop.run(main())
+    except Exception:
+        # One JSON line, like everything that is printed.
+        _log.critical("the service has ended by an error", exc_info=True)
+        sys.exit(1)
     finally:
         stop_telemetry()

@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_ON,
@@ -123,6 +123,8 @@ def start_telemetry(service: str, settings: ServiceSettings, signature_roots: fr
     provider = TracerProvider(
         sampler=SignatureFloor(delegate, signature_roots),
         resource=Resource.create({"service.name": service}),
+        # A group's span links to each of its transfers; the default of 128 would drop the rest.
+        span_limits=SpanLimits(max_links=1_024),
         shutdown_on_exit=False,
     )
     exporter = OTLPSpanExporter(
