@@ -1,0 +1,1 @@
+"""`goldenlink`: the suite from a terminal. It speaks to the gateway over HTTP, and verifies with no network at all."""
