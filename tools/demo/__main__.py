@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from tools.demo.chain import DevelopmentChain
-from tools.demo.story import DemoFailed, Story
+from tools.demo.failure import DemoFailed
+from tools.demo.story import Story
 from tools.goldenlink.client import Client
 from tools.goldenlink.exits import Failure
 from tools.goldenlink.output import console, errors

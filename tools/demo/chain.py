@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 
 from services.core.abi import selector
+from tools.demo.failure import DemoFailed
 
 _MINED_WITHIN_S = 30.0
 
@@ -18,11 +19,11 @@ class DevelopmentChain:
         self._url = url
 
     def call(self, method: str, *parameters: Any) -> Any:
-        """Raises RuntimeError with the node's own message."""
+        """Raises DemoFailed with the node's own message."""
         request = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(parameters)}
         answer = self._http.post(self._url, json=request).raise_for_status().json()
         if "error" in answer:
-            raise RuntimeError(f"{method}: {answer['error']['message']}")
+            raise DemoFailed(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
     def fund(self, address: str, ether: int) -> None:
@@ -32,7 +33,7 @@ class DevelopmentChain:
         give_up_at = time.monotonic() + _MINED_WITHIN_S
         while self.call("eth_getTransactionReceipt", tx_hash) is None:
             if time.monotonic() > give_up_at:
-                raise RuntimeError("the funding transaction was not mined")
+                raise DemoFailed("the funding transaction was not mined")
             time.sleep(0.1)
 
     def created_contract(self, tx_hash: str) -> str:

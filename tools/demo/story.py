@@ -14,6 +14,7 @@ from rich.rule import Rule
 
 from services.core.addresses import Address, checksum_address
 from tools.demo.chain import DevelopmentChain
+from tools.demo.failure import DemoFailed
 from tools.demo.mirror import mirror_log
 from tools.goldenlink.client import Client
 from tools.goldenlink.following import follow_many, follow_one
@@ -24,11 +25,9 @@ from tools.goldenlink.waterfall import read_spans, waterfall
 
 CHAIN_ID = "eip155:31337"
 BATCH_SIZE = 50
+# The development policy denies it: what is sent there is lost.
+_BURN_ADDRESS = "0x000000000000000000000000000000000000dEaD"
 _TOKEN_CODE = Path(__file__).parent / "token" / "DemoToken.hex"
-
-
-class DemoFailed(Exception):
-    """The suite did not do what the demo shows."""
 
 
 @dataclass
@@ -101,15 +100,15 @@ class Story:
         console.print(f"{len(ended)} finalized, nonces {ended[0]['nonce']} to {ended[-1]['nonce']}")
 
     def _be_refused(self, account: dict[str, Any]) -> None:
-        _title("A transfer that the policy refuses: the refusal is a proven link too, and no nonce is held")
-        made = self._send(account, to=_somebody(), value_wei=str(50 * 10**18))
+        _title("A transfer that the policy refuses: the refusal is proven too")
+        made = self._send(account, to=_BURN_ADDRESS, value_wei=str(10**18))
         ended = self._expect(follow_one(self.client, made, quiet=True), "denied", "FAILED")
         if ended["failure"]["reason"] != "POLICY_DENIED":
             raise DemoFailed(f"refused for {ended['failure']['reason']}, not by policy")
         console.print(ended["failure"]["details"].get("rule", ""), markup=False)
 
     def _revert(self, account: dict[str, Any], token: str) -> None:
-        _title("A call that reverts on chain: mined, paid for, and proven to have failed")
+        _title("A call that reverts on chain: mined, paid for, proven to have failed")
         # More tokens than exist. Naming the gas limit skips the estimate that would have refused it.
         call = {"signature": "transfer(address,uint256)", "arguments": [_somebody(), str(10**30)]}
         made = self._send(account, to=token, call=call, gas_limit="100000")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-_BAR_WIDTH = 40
+_BAR_WIDTH = 20
 
 
 @dataclass
@@ -71,7 +71,7 @@ def waterfall(spans: list[Span]) -> Table:
         first = (span.start_ns - begin) * _BAR_WIDTH // length
         width = max(1, (span.end_ns - span.start_ns) * _BAR_WIDTH // length)
         bar = Text(" " * first + "━" * min(width, _BAR_WIDTH - first + 1), "red" if span.failed else "green")
-        name = Text("  " * depth + span.name, "red" if span.failed else "")
+        name = Text("  " * depth + span.name.removeprefix("wallet.v1."), "red" if span.failed else "")
         if span.failed and span.attributes.get("error.type"):
             name.append(f"  {span.attributes['error.type']}", "red")
         table.add_row(span.service, name, bar, f"{(span.end_ns - span.start_ns) / 1e6:.1f}")

@@ -33,7 +33,9 @@ class AppendEntryRequest(_message.Message):
     link_id: _builtins.str
     """[A-Za-z0-9._:-]{1,64}."""
     entry_id: _builtins.str
-    """Chosen by the caller, unique within the link: "intent:<digest>", "request:<node>:<attempt>", …"""
+    """[A-Za-z0-9._:-]{1,128}, chosen by the caller, unique within the link: "intent:<digest>", "signature:<digest>" for
+    the success and "signature:<digest>:failed:<n>" for what came before it, "request:<node>:<attempt>", …
+    """
     kind: _builtins.str
     """intent, signature, request, response, inclusion, revocation; policy, key, export, archive."""
     trace_id: _builtins.str
@@ -223,7 +225,7 @@ class Link(_message.Message):
     link_id: _builtins.str
     trace_id: _builtins.str
     state: _builtins.str
-    """BUILT, SIGNED, SUBMITTED, INCLUDED, SAFE, FINALIZED, FAILED; ADMINISTRATIVE for other kinds."""
+    """BUILT, SIGNED, SUBMITTED, INCLUDED, SAFE, FINALIZED, FAILED; ADMINISTRATIVE for other kinds; ERASED once a body is."""
     checkpoint_size: _builtins.int
     """Size of the newest checkpoint: entries below it are provable now."""
     @_builtins.property
@@ -404,7 +406,7 @@ class EvidenceStatus(_message.Message):
     checkpoint_size: _builtins.int
     @_builtins.property
     def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """One sentence per missing thing."""
+        """One sentence per missing thing; while appending, what keeps checkpoints from being cut."""
 
     def __init__(
         self,

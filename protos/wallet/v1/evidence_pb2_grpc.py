@@ -71,7 +71,8 @@ class EvidenceServicer:
 
     def AppendEntry(self, request, context):
         """Append one entry; answers after the commit. Idempotent by (link_id, entry_id): same body, same index; other body,
-        ENTRY_CONFLICT.
+        ENTRY_CONFLICT (AppendEntries answers the stored body beside it). EVIDENCE_UNAVAILABLE leaves open whether the
+        entry was stored: append it again under the same entry_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,7 +33,8 @@ class EvidenceStub:
     def __new__(cls, channel: _aio.Channel) -> EvidenceAsyncStub: ...
     AppendEntry: _grpc.UnaryUnaryMultiCallable[_evidence_pb2.AppendEntryRequest, _evidence_pb2.AppendedEntry]
     """Append one entry; answers after the commit. Idempotent by (link_id, entry_id): same body, same index; other body,
-    ENTRY_CONFLICT.
+    ENTRY_CONFLICT (AppendEntries answers the stored body beside it). EVIDENCE_UNAVAILABLE leaves open whether the
+    entry was stored: append it again under the same entry_id.
     """
     AppendEntries: _grpc.UnaryUnaryMultiCallable[_evidence_pb2.AppendEntriesRequest, _evidence_pb2.AppendEntriesResponse]
     """The same n at a time, one result per item; items of one link are taken in order."""
@@ -51,7 +52,8 @@ class EvidenceAsyncStub(EvidenceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     AppendEntry: _aio.UnaryUnaryMultiCallable[_evidence_pb2.AppendEntryRequest, _evidence_pb2.AppendedEntry]  # type: ignore[assignment]
     """Append one entry; answers after the commit. Idempotent by (link_id, entry_id): same body, same index; other body,
-    ENTRY_CONFLICT.
+    ENTRY_CONFLICT (AppendEntries answers the stored body beside it). EVIDENCE_UNAVAILABLE leaves open whether the
+    entry was stored: append it again under the same entry_id.
     """
     AppendEntries: _aio.UnaryUnaryMultiCallable[_evidence_pb2.AppendEntriesRequest, _evidence_pb2.AppendEntriesResponse]  # type: ignore[assignment]
     """The same n at a time, one result per item; items of one link are taken in order."""
@@ -72,7 +74,8 @@ class EvidenceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evidence_pb2.AppendedEntry, _abc.Awaitable[_evidence_pb2.AppendedEntry]]:
         """Append one entry; answers after the commit. Idempotent by (link_id, entry_id): same body, same index; other body,
-        ENTRY_CONFLICT.
+        ENTRY_CONFLICT (AppendEntries answers the stored body beside it). EVIDENCE_UNAVAILABLE leaves open whether the
+        entry was stored: append it again under the same entry_id.
         """
 
     @_abc_1.abstractmethod

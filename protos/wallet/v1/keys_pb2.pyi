@@ -84,7 +84,7 @@ class Wallet(_message.Message):
     name: _builtins.str
     encrypted_recovery: _builtins.bytes
     """HPKE (RFC 9180 base mode, X25519, HKDF-SHA256, AES-256-GCM) encapsulation ‖ ciphertext of the mnemonic in UTF-8,
-    info "goldenlink/recovery/v1", associated data = wallet_id. Empty without a recipient.
+    info "goldenlink/recovery/v1:" ‖ wallet_id, no associated data. Empty without a recipient.
     """
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
@@ -182,7 +182,7 @@ class Account(_message.Message):
     public_key: _builtins.bytes
     """33 bytes SEC1 compressed, or 32 bytes Ed25519."""
     derivation_path: _builtins.str
-    """"m/44'/60'/0'/0/0"."""
+    """"m/44'/60'/0'/0/0"; Ed25519 "m/44'/501'/0'/0'/0'"."""
     @_builtins.property
     def key(self) -> _common_pb2.KeyVersion: ...
     @_builtins.property

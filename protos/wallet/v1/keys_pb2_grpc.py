@@ -84,7 +84,8 @@ class KeysServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateAccount(self, request, context):
-        """Derive an account. Idempotent by (wallet_id, algorithm, coin type, account, change, index).
+        """Derive an account. Idempotent by (wallet_id, chain_id, algorithm, account, change, index); the key, and so the
+        address, is the same on every chain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +106,8 @@ class KeysServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WrapLeaf(self, request, context):
-        """The leaf key of an account, wrapped to a registered transport key.
+        """The leaf key of an account, wrapped to a registered transport key. NOT_FOUND if it is not registered,
+        TRANSPORT_KEY_NOT_APPROVED until an operator approves it, KEY_NOT_FOUND for another key or version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,13 +36,17 @@ class KeysStub:
     GetWallet: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetWalletRequest, _keys_pb2.Wallet]
     """Read a wallet."""
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CreateAccountRequest, _keys_pb2.Account]
-    """Derive an account. Idempotent by (wallet_id, algorithm, coin type, account, change, index)."""
+    """Derive an account. Idempotent by (wallet_id, chain_id, algorithm, account, change, index); the key, and so the
+    address, is the same on every chain.
+    """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetAccountRequest, _keys_pb2.Account]
     """Read an account by id, or by chain and address."""
     RegisterTransportKey: _grpc.UnaryUnaryMultiCallable[_keys_pb2.RegisterTransportKeyRequest, _keys_pb2.RegisterTransportKeyResponse]
     """Register the public half of a signer's transport pair; an entry of the log."""
     WrapLeaf: _grpc.UnaryUnaryMultiCallable[_keys_pb2.WrapLeafRequest, _keys_pb2.WrappedLeaf]
-    """The leaf key of an account, wrapped to a registered transport key."""
+    """The leaf key of an account, wrapped to a registered transport key. NOT_FOUND if it is not registered,
+    TRANSPORT_KEY_NOT_APPROVED until an operator approves it, KEY_NOT_FOUND for another key or version.
+    """
 
 @_typing.type_check_only
 class KeysAsyncStub(KeysStub):
@@ -52,13 +56,17 @@ class KeysAsyncStub(KeysStub):
     GetWallet: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetWalletRequest, _keys_pb2.Wallet]  # type: ignore[assignment]
     """Read a wallet."""
     CreateAccount: _aio.UnaryUnaryMultiCallable[_keys_pb2.CreateAccountRequest, _keys_pb2.Account]  # type: ignore[assignment]
-    """Derive an account. Idempotent by (wallet_id, algorithm, coin type, account, change, index)."""
+    """Derive an account. Idempotent by (wallet_id, chain_id, algorithm, account, change, index); the key, and so the
+    address, is the same on every chain.
+    """
     GetAccount: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetAccountRequest, _keys_pb2.Account]  # type: ignore[assignment]
     """Read an account by id, or by chain and address."""
     RegisterTransportKey: _aio.UnaryUnaryMultiCallable[_keys_pb2.RegisterTransportKeyRequest, _keys_pb2.RegisterTransportKeyResponse]  # type: ignore[assignment]
     """Register the public half of a signer's transport pair; an entry of the log."""
     WrapLeaf: _aio.UnaryUnaryMultiCallable[_keys_pb2.WrapLeafRequest, _keys_pb2.WrappedLeaf]  # type: ignore[assignment]
-    """The leaf key of an account, wrapped to a registered transport key."""
+    """The leaf key of an account, wrapped to a registered transport key. NOT_FOUND if it is not registered,
+    TRANSPORT_KEY_NOT_APPROVED until an operator approves it, KEY_NOT_FOUND for another key or version.
+    """
 
 class KeysServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -83,7 +91,9 @@ class KeysServicer(metaclass=_abc_1.ABCMeta):
         request: _keys_pb2.CreateAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.Account, _abc.Awaitable[_keys_pb2.Account]]:
-        """Derive an account. Idempotent by (wallet_id, algorithm, coin type, account, change, index)."""
+        """Derive an account. Idempotent by (wallet_id, chain_id, algorithm, account, change, index); the key, and so the
+        address, is the same on every chain.
+        """
 
     @_abc_1.abstractmethod
     def GetAccount(
@@ -107,6 +117,8 @@ class KeysServicer(metaclass=_abc_1.ABCMeta):
         request: _keys_pb2.WrapLeafRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.WrappedLeaf, _abc.Awaitable[_keys_pb2.WrappedLeaf]]:
-        """The leaf key of an account, wrapped to a registered transport key."""
+        """The leaf key of an account, wrapped to a registered transport key. NOT_FOUND if it is not registered,
+        TRANSPORT_KEY_NOT_APPROVED until an operator approves it, KEY_NOT_FOUND for another key or version.
+        """
 
 def add_KeysServicer_to_server(servicer: KeysServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,51 @@
+"""Wiring of signer: `python -m services.signer [migrate]`."""
+
+import asyncio
+import logging
+import sys
+
+from protos.wallet.v1 import signer_pb2_grpc
+from protos.wallet.v1.evidence_pb2_grpc import EvidenceStub
+from protos.wallet.v1.keys_pb2_grpc import KeysStub
+from services.core.errors import WalletError
+from services.runtime.channel import PeerChannel, as_channel
+from services.runtime.db import Database
+from services.runtime.migrations import migrate
+from services.runtime.server import GrpcServer, run_service, wait_for_stop
+from services.runtime.settings import DatabaseSettings
+from services.signer.service import SignerService
+from services.signer.settings import SignerSettings
+from services.signer.telemetry import SIGNATURE_SPAN
+
+SERVICE = "signer"
+
+
+async def serve(settings: SignerSettings) -> None:
+    database = Database(settings)
+    evidence, keys = PeerChannel("evidence", settings), PeerChannel("keys", settings)
+    try:
+        stubs = EvidenceStub(as_channel(evidence)), KeysStub(as_channel(keys))
+        async with SignerService(settings, database, *stubs) as service:
+            server = GrpcServer(SERVICE, settings, ["wallet.v1.Signer"])
+            signer_pb2_grpc.add_SignerServicer_to_server(service.servicer, server.grpc)
+            async with server:
+                await wait_for_stop()
+    finally:
+        await asyncio.gather(evidence.close(), keys.close(), database.close())
+
+
+def main() -> None:
+    if sys.argv[1:] == ["migrate"]:
+        asyncio.run(migrate(SERVICE, DatabaseSettings()))
+        return
+    settings = SignerSettings()
+    try:
+        run_service(SERVICE, settings, lambda: serve(settings), frozenset({SIGNATURE_SPAN}))
+    except WalletError as error:
+        # A policy that is malformed, or another document under a known version.
+        logging.getLogger(__name__).critical("signer does not start: %s", error)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

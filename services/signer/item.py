@@ -1,0 +1,127 @@
+"""One transaction on its way through the signing steps, and what stored bodies mean for it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from opentelemetry.trace import Span
+
+from services.core.addresses import Address, address_of_public_key
+from services.core.canonical import from_hex
+from services.core.digests import Digest, recover_public_key
+from services.core.entries import Kind
+from services.core.errors import Reason, WalletError
+from services.core.transactions import decode_raw
+from services.signer.bodies import Intended, Requester
+from services.signer.evidence_log import Entry
+from services.signer.leaves import Leaf
+from services.signer.policy import Decision
+from services.signer.store import NonceKey, Registered
+
+_UNDECIDED: Final = Decision(False, ())
+
+
+class SigningRequest(NamedTuple):
+    transfer_id: str
+    unsigned_tx: bytes
+    from_address: Address
+    key_id: str
+    key_version: int
+    requester: Requester
+    traceparent: str
+
+
+class SignedTransaction(NamedTuple):
+    transfer_id: str
+    raw_tx: bytes
+    tx_hash: bytes
+    intent_index: int
+    signature_index: int
+
+
+@dataclass(slots=True)
+class Item:
+    """One transaction on its way through the steps; `error` set means that it has dropped out."""
+
+    request: SigningRequest
+    intended: Intended
+    key: NonceKey
+    span: Span
+    trace_id: str
+    span_id: str
+    decision: Decision = _UNDECIDED
+    leaf: Leaf | None = None
+    leaf_error: WalletError | None = None
+    error: WalletError | None = None
+    intent_body: bytes = b""
+    intent_index: int | None = None
+    signature_body: bytes | None = None
+    raw_tx: bytes = b""
+    tx_hash: bytes = b""
+    signature_index: int | None = None
+    duration_ms: float | None = None
+    unsigned_before: bool = False  # an earlier call came as far as the register, and no further as far as we know
+    failed: bool = False  # this call asked the token in vain
+
+    @property
+    def link_id(self) -> str:
+        return self.request.transfer_id
+
+    @property
+    def digest(self) -> Digest:
+        return self.intended.digest
+
+    def entry(self, kind: Kind, entry_id: str, body: bytes) -> Entry:
+        return Entry(self.link_id, entry_id, kind, self.trace_id, self.span_id, body)
+
+    def use_signature(self, body: bytes) -> None:
+        """Take a stored success as this item's."""
+        stored = json.loads(body)
+        self.signature_body = body
+        self.raw_tx, self.tx_hash = from_hex(stored["raw_tx"]), from_hex(stored["tx_hash"])
+
+
+def take_row(item: Item, row: Registered) -> None:
+    if row.voided:
+        item.error = WalletError(Reason.LINK_VOIDED, Reason.LINK_VOIDED.meaning)
+    elif row.unsigned_tx != item.request.unsigned_tx or row.key != item.key:
+        item.error = WalletError(
+            Reason.ALREADY_EXISTS, "the link is registered for another transaction", field="unsigned_tx"
+        )
+    else:
+        item.intent_body, item.intent_index = row.intent_body or b"", row.intent_index
+        item.unsigned_before = row.signature_body is None
+        if row.signature_body is not None:
+            item.use_signature(row.signature_body)
+
+
+def is_allowed_intent(item: Item, stored_body: bytes) -> bool:
+    """Whether the log holds an allowed intent for the very same bytes."""
+    stored = _object(stored_body)
+    try:
+        return stored["policy"]["decision"] == "allow" and from_hex(stored["unsigned_tx"]) == item.request.unsigned_tx
+    except (KeyError, TypeError, WalletError):
+        return False
+
+
+def is_same_success(item: Item, stored_body: bytes) -> bool:
+    """Whether the log holds a success for the same digest, by the same sender."""
+    stored = _object(stored_body)
+    if stored.get("status") != "success":
+        return False
+    try:
+        tx, signature = decode_raw(from_hex(stored["raw_tx"]))
+        sender = address_of_public_key(recover_public_key(item.digest, signature))
+    except (KeyError, TypeError, WalletError):
+        return False
+    return tx == item.intended.tx and sender == item.request.from_address
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,181 @@
+"""wallet.v1.Signer: messages to domain and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import grpc
+
+from protos.wallet.v1 import common_pb2, signer_pb2, signer_pb2_grpc
+from services.core.addresses import Address
+from services.core.amounts import parse_chain_id, parse_wei
+from services.core.entries import check_link_id
+from services.core.errors import WalletError, refuse
+from services.runtime.rpc_errors import to_item_error
+from services.signer.bodies import Requester
+from services.signer.checking import Check, CheckedTerms, Checking, Draft
+from services.signer.item import SignedTransaction, SigningRequest
+from services.signer.policy import Policy, Terms
+from services.signer.readiness import Readiness
+from services.signer.signing import Signing
+
+M = TypeVar("M")
+T = TypeVar("T")
+
+MAX_ITEMS = 1_000
+MAX_KEY_ID = 128
+MAX_REQUESTER_TEXT = 512
+MAX_CAUSE = 256
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SignerServicer(signer_pb2_grpc.SignerServicer):
+    def __init__(self, policy: Policy, signing: Signing, checking: Checking, readiness: Readiness) -> None:
+        self._policy = policy
+        self._signing = signing
+        self._checking = checking
+        self._readiness = readiness
+
+    async def CheckPolicy(
+        self, request: signer_pb2.CheckPolicyRequest, context: _Context
+    ) -> signer_pb2.CheckPolicyResponse:
+        checks = _read_items(request.checks, "checks", _check)
+        decisions = await self._checking.check(checks)
+        return signer_pb2.CheckPolicyResponse(decisions=[self._decision(one) for one in decisions])
+
+    async def SignTransaction(
+        self, request: signer_pb2.SignTransactionRequest, context: _Context
+    ) -> signer_pb2.SignedTransaction:
+        (result,) = await self._signing.sign([_signing_request(request)])
+        if isinstance(result, WalletError):
+            raise result
+        return _signed(result)
+
+    async def SignTransactions(
+        self, request: signer_pb2.SignTransactionsRequest, context: _Context
+    ) -> signer_pb2.SignTransactionsResponse:
+        requests = _read_items(request.items, "items", _signing_request)
+        return signer_pb2.SignTransactionsResponse(
+            results=[
+                signer_pb2.SignResult(error=to_item_error(result))
+                if isinstance(result, WalletError)
+                else signer_pb2.SignResult(signed=_signed(result))
+                for result in await self._signing.sign(requests)
+            ]
+        )
+
+    async def VoidLink(self, request: signer_pb2.VoidLinkRequest, context: _Context) -> signer_pb2.VoidLinkResponse:
+        check_link_id(request.transfer_id, "transfer_id")
+        if len(request.cause) > MAX_CAUSE:
+            refuse("cause", f"has at most {MAX_CAUSE} characters")
+        await self._signing.void(request.transfer_id, request.cause)
+        return signer_pb2.VoidLinkResponse()
+
+    async def GetPolicy(self, request: signer_pb2.GetPolicyRequest, context: _Context) -> signer_pb2.Policy:
+        return signer_pb2.Policy(
+            version=self._policy.version, sha256=self._policy.sha256, document=self._policy.document
+        )
+
+    async def GetSignerStatus(
+        self, request: signer_pb2.GetSignerStatusRequest, context: _Context
+    ) -> signer_pb2.SignerStatus:
+        return signer_pb2.SignerStatus(**(await self._readiness.state())._asdict())
+
+    def _decision(self, checked: CheckedTerms) -> signer_pb2.PolicyDecision:
+        return signer_pb2.PolicyDecision(
+            allowed=checked.decision.allowed,
+            rules=checked.decision.rules,
+            policy_version=self._policy.version,
+            policy_sha256=self._policy.sha256,
+            evidence_index=checked.evidence_index,
+        )
+
+
+def _read_items(messages: Iterable[M], field: str, read: Callable[[M], T]) -> list[T]:
+    """All of them, or INVALID_REQUEST with the `index` of the first that is malformed."""
+    items: list[T] = []
+    for place, message in enumerate(messages):
+        try:
+            items.append(read(message))
+        except WalletError as error:
+            raise WalletError(error.reason, error.message, **{**error.details, "index": place}) from error
+    if not 1 <= len(items) <= MAX_ITEMS:
+        refuse(field, f"has 1 to {MAX_ITEMS} items")
+    return items
+
+
+def _signing_request(message: signer_pb2.SignTransactionRequest) -> SigningRequest:
+    check_link_id(message.transfer_id, "transfer_id")
+    key_id, key_version = _key(message.key)
+    return SigningRequest(
+        transfer_id=message.transfer_id,
+        unsigned_tx=message.unsigned_tx,
+        from_address=_address(message.from_address, "from_address"),
+        key_id=key_id,
+        key_version=key_version,
+        requester=_requester(message.requester),
+        traceparent=message.traceparent,
+    )
+
+
+def _check(message: signer_pb2.PolicyCheck) -> Check:
+    check_link_id(message.transfer_id, "transfer_id")
+    terms = message.terms
+    draft: Draft | None = None
+    if message.draft_unsigned_tx:
+        key_id, key_version = _key(message.key)
+        requester = _requester(message.requester)
+        draft = Draft(message.draft_unsigned_tx, key_id, key_version, requester, message.traceparent)
+    return Check(
+        transfer_id=message.transfer_id,
+        from_address=_address(terms.from_address, "terms.from_address"),
+        terms=Terms(
+            chain_id=parse_chain_id(terms.chain_id, "terms.chain_id"),
+            to=_address(terms.to_address, "terms.to_address") if terms.to_address else None,
+            value_wei=parse_wei(terms.value_wei, "terms.value_wei"),
+            data=terms.data,
+        ),
+        draft=draft,
+    )
+
+
+def _address(data: bytes, field: str) -> Address:
+    if len(data) != 20:
+        refuse(field, "has 20 bytes")
+    return Address(data)
+
+
+def _key(key: common_pb2.KeyVersion) -> tuple[str, int]:
+    if not 1 <= len(key.key_id) <= MAX_KEY_ID:
+        refuse("key.key_id", f"has 1 to {MAX_KEY_ID} characters")
+    if key.version < 1:
+        refuse("key.version", "counts from 1")
+    return key.key_id, key.version
+
+
+def _requester(requester: common_pb2.Requester) -> Requester:
+    for field in ("actor", "source_ip", "client_fingerprint"):
+        if len(getattr(requester, field)) > MAX_REQUESTER_TEXT:
+            refuse(f"requester.{field}", f"has at most {MAX_REQUESTER_TEXT} characters")
+    at = requester.requested_at
+    if not 0 < at.seconds < 253_402_300_800 or not 0 <= at.nanos < 1_000_000_000:
+        refuse("requester.requested_at", "is a time between 1970 and 9999")
+    return Requester(
+        actor=requester.actor or None,
+        source_ip=requester.source_ip or None,
+        client_fingerprint=requester.client_fingerprint or None,
+        requested_at=_EPOCH + timedelta(seconds=at.seconds, microseconds=at.nanos // 1000),
+    )
+
+
+def _signed(result: SignedTransaction) -> signer_pb2.SignedTransaction:
+    return signer_pb2.SignedTransaction(
+        transfer_id=result.transfer_id,
+        raw_tx=result.raw_tx,
+        tx_hash=result.tx_hash,
+        intent_index=result.intent_index,
+        signature_index=result.signature_index,
+    )

@@ -1,0 +1,415 @@
+"""Signing transactions: the numbered steps of the design's step 4, many at a time. One transaction is a batch of one.
+
+Each step is one statement, one append or one token batch for all items. An item that fails drops out with its error and
+its neighbours go on. Whatever fails as a whole (database, evidence) raises: every item is to be tried again, and finds
+what it left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+from services.core.account_ids import AccountIds
+from services.core.amounts import format_chain_id
+from services.core.digests import recover, split_signature
+from services.core.entries import Kind
+from services.core.errors import Reason, WalletError
+from services.core.transactions import (
+    Eip1559Transaction,
+    LegacyTransaction,
+    UnsignedTransaction,
+    assemble_raw,
+    decode_unsigned,
+    signing_digest,
+    tx_hash,
+)
+from services.runtime import attributes
+from services.runtime.telemetry import parse_traceparent
+from services.signer.bodies import (
+    ALGORITHM,
+    Intended,
+    failed_signature_body,
+    intent_body,
+    signature_body,
+)
+from services.signer.denials import Denials, Denied, intent_entry_id, policy_denied, rule_text
+from services.signer.evidence_log import Entry, EvidenceLog
+from services.signer.item import Item, SignedTransaction, SigningRequest, is_allowed_intent, is_same_success, take_row
+from services.signer.leaves import Leaf, Leaves
+from services.signer.policy import Policy, Terms
+from services.signer.policy_versions import PolicyVersions
+from services.signer.store import FailedRow, NonceKey, Registration, SignedRow, Store
+from services.signer.telemetry import (
+    describe_token_failure,
+    end_signature_span,
+    start_signature_span,
+    start_token_span,
+)
+from services.signer.workers import DigestToSign, TokenFailure, TokenPool, TokenSignature
+
+# PostgreSQL's bigint. No account gets there: it is 300 million nonces a second for a thousand years.
+_MAX_NONCE = 2**63 - 1
+_VERIFY_SLICE = 25
+
+
+class Signing:
+    def __init__(
+        self,
+        policy: Policy,
+        policy_versions: PolicyVersions,
+        store: Store,
+        evidence: EvidenceLog,
+        denials: Denials,
+        leaves: Leaves,
+        pool: TokenPool,
+        account_ids: AccountIds,
+    ) -> None:
+        self._policy = policy
+        self._policy_versions = policy_versions
+        self._store = store
+        self._evidence = evidence
+        self._denials = denials
+        self._leaves = leaves
+        self._pool = pool
+        self._account_ids = account_ids
+
+    async def sign(self, requests: Sequence[SigningRequest]) -> list[SignedTransaction | WalletError]:
+        """One result per request, in order.
+
+        Raises:
+            WalletError: INVALID_REQUEST with `index` if any request is malformed, and then none was looked at further;
+                EVIDENCE_UNAVAILABLE or DATABASE_UNAVAILABLE, to be tried again.
+        """
+        # (1) Decode each unsigned transaction and compute its digest ourselves.
+        items = self._decode(requests)
+        try:
+            await self._policy_versions.ensure_entered()
+            # (2) Decide policy.
+            await self._decide(items)
+            # (3) Enter (chain, address, nonce) → link; a retry takes the stored row, and never decides again.
+            await self._register(items)
+            # (4) Append the intents: no token is asked before they are durable.
+            await self._append_intents(items)
+            # (5) The token signs; (6) low-s, recovery bit, verification.
+            await self._ask_token(items)
+            # (7) Store the signature where there is none and the link is not voided; else use the stored one.
+            await self._store_signatures(items)
+            # (8) Append the signature entries.
+            await self._append_signatures(items)
+            # (9) Answer.
+            return [_answer(item) for item in items]
+        except BaseException as error:
+            for item in items:
+                item.error = item.error or _as_wallet_error(error)
+            raise
+        finally:
+            for place, item in enumerate(items):
+                end_signature_span(item, place)
+
+    async def void(self, transfer_id: str, cause: str) -> None:
+        """Promise that this link is never signed.
+
+        Raises:
+            WalletError: ALREADY_SIGNED once a signature is stored.
+        """
+        if not await self._store.void(transfer_id, cause):
+            raise WalletError(Reason.ALREADY_SIGNED, Reason.ALREADY_SIGNED.meaning)
+
+    # (1)
+
+    def _decode(self, requests: Sequence[SigningRequest]) -> list[Item]:
+        decoded: list[UnsignedTransaction] = []
+        seen: set[str] = set()
+        for place, request in enumerate(requests):
+            try:
+                if request.transfer_id in seen:
+                    raise _invalid("transfer_id", "is there once in a batch")
+                if parse_traceparent(request.traceparent) is None:
+                    raise _invalid("traceparent", "is a W3C traceparent")
+                tx = decode_unsigned(request.unsigned_tx)
+                if tx.nonce > _MAX_NONCE:
+                    raise _invalid("unsigned_tx", "has a nonce below 2**63")
+                decoded.append(tx)
+            except WalletError as error:
+                raise WalletError(error.reason, error.message, **{**error.details, "index": place}) from error
+            seen.add(request.transfer_id)
+        return [self._item(request, tx) for request, tx in zip(requests, decoded, strict=True)]
+
+    def _item(self, request: SigningRequest, tx: UnsignedTransaction) -> Item:
+        intended = Intended(
+            tx,
+            request.unsigned_tx,
+            signing_digest(request.unsigned_tx),
+            request.from_address,
+            request.key_id,
+            request.key_version,
+            request.requester,
+        )
+        span = start_signature_span(
+            request.traceparent,
+            {
+                attributes.WALLET_LINK_ID: request.transfer_id,
+                attributes.WALLET_SIGNATURE_ALGORITHM: ALGORITHM,
+                attributes.WALLET_SIGNER_ROLE: "owner",
+                attributes.WALLET_ACCOUNT_ID: self._account_ids.of(tx.chain_id, request.from_address),
+                attributes.WALLET_CHAIN_ID: format_chain_id(tx.chain_id),
+                attributes.WALLET_TX_SIGN_HASH: "0x" + sha256(request.unsigned_tx).hexdigest(),
+                attributes.WALLET_TX_TYPE: _type(tx),
+            },
+        )
+        # Without tracing the span is a stand-in that carries the stored context: its ids are right all the same.
+        span_id = f"{span.get_span_context().span_id:016x}"
+        key = NonceKey(tx.chain_id, request.from_address, tx.nonce)
+        return Item(request, intended, key, span, request.traceparent[3:35], span_id)
+
+    # (2)
+
+    async def _decide(self, items: Sequence[Item]) -> None:
+        for item in items:
+            tx = item.intended.tx
+            item.decision = self._policy.decide(Terms(tx.chain_id, tx.to, tx.value_wei, tx.data))
+        # The key is looked at before anything is entered: a transaction of an unknown key leaves no trace.
+        await self._get_leaves([item for item in items if item.decision.allowed])
+
+    async def _get_leaves(self, items: Sequence[Item]) -> None:
+        keys = {(item.request.key_id, item.request.key_version) for item in items}
+        fetched = await asyncio.gather(*(self._leaves.get(*key) for key in keys), return_exceptions=True)
+        leaves = dict(zip(keys, fetched, strict=True))
+        for item in items:
+            leaf = leaves[item.request.key_id, item.request.key_version]
+            if isinstance(leaf, WalletError):
+                item.leaf_error = leaf
+            elif isinstance(leaf, BaseException):
+                raise leaf
+            elif leaf.address != item.request.from_address:
+                item.leaf_error = WalletError(
+                    Reason.KEY_NOT_FOUND, "the key is not the sender's", field="from_address", rule="is the key's"
+                )
+            else:
+                item.leaf = leaf
+
+    # (3)
+
+    async def _register(self, items: Sequence[Item]) -> None:
+        new = [item for item in items if item.decision.allowed and item.leaf is not None]
+        entered: set[str] = set()
+        if new:
+            for item in new:
+                item.intent_body = intent_body(item.intended, self._policy, item.decision)
+            entered = await self._store.enter(
+                [
+                    Registration(
+                        item.link_id, item.key, item.request.unsigned_tx, self._policy.version, item.intent_body
+                    )
+                    for item in new
+                ]
+            )
+        rest = [item for item in items if item.link_id not in entered]
+        if rest:
+            await self._take_stored(rest)
+
+    async def _take_stored(self, items: Sequence[Item]) -> None:
+        """Items that were not entered now: retries, refusals, and conflicts of every kind."""
+        registered, holders = await self._store.find([(item.link_id, item.key) for item in items])
+        denials = await self._store.find_denials([item.link_id for item in items])
+        denied: list[Item] = []
+        for item in items:
+            row = registered.get(item.link_id)
+            if row is not None:
+                take_row(item, row)
+            elif not item.decision.allowed:
+                denied.append(item)
+                item.error = policy_denied(rule_text(item.decision.rules))
+            elif item.leaf_error is not None:
+                item.error = item.leaf_error
+            elif item.link_id in denials:
+                item.error = policy_denied(denials[item.link_id].rule)
+            elif item.key in holders:
+                item.error = WalletError(Reason.NONCE_REGISTERED, Reason.NONCE_REGISTERED.meaning)
+            else:
+                # What stood in the way has been voided since.
+                item.error = WalletError(Reason.NONCE_CONFLICT, Reason.NONCE_CONFLICT.meaning)
+        outcomes = await self._denials.record(
+            [Denied(one.link_id, one.intended, one.decision, one.trace_id, one.span_id) for one in denied]
+        )
+        for item, outcome in zip(denied, outcomes, strict=True):
+            if isinstance(outcome, int):
+                item.intent_index = outcome
+
+    # (4)
+
+    async def _append_intents(self, items: Sequence[Item], adopting: bool = False) -> None:
+        waiting = [item for item in _live(items) if item.intent_index is None]
+        if not waiting:
+            return
+        entries = [item.entry(Kind.INTENT, intent_entry_id(item.digest.hex()), item.intent_body) for item in waiting]
+        entries += await self._failure_entries([item for item in waiting if item.unsigned_before])
+        outcomes = await self._evidence.append(entries)
+        conflicts: list[Item] = []
+        for item, outcome in zip(waiting, outcomes, strict=False):
+            if isinstance(outcome, int):
+                item.intent_index = outcome
+            elif (
+                not adopting
+                and outcome.error.reason is Reason.ENTRY_CONFLICT
+                and is_allowed_intent(item, outcome.stored_body)
+            ):
+                # The log is older than our row, as after a restored backup: what it holds is what happened.
+                item.intent_body = outcome.stored_body
+                conflicts.append(item)
+            else:
+                item.error = outcome.error
+        if conflicts:
+            await self._append_intents(conflicts, adopting=True)
+
+    # (5), (6)
+
+    async def _ask_token(self, items: Sequence[Item]) -> None:
+        waiting = [item for item in _live(items) if item.signature_body is None]
+        # Rows that were taken without looking at their key: the policy of today denies them, that of then did not.
+        await self._get_leaves([item for item in waiting if item.leaf is None and item.leaf_error is None])
+        asking: list[tuple[Item, Leaf]] = []
+        for item in waiting:
+            if item.leaf is None:
+                item.error = item.leaf_error
+            else:
+                asking.append((item, item.leaf))
+        if not asking:
+            return
+        span = start_token_span(
+            asking[0][0].span if len(items) == 1 else None, {attributes.WALLET_SIGNATURE_COUNT: len(asking)}
+        )
+        try:
+            outcomes = await self._pool.sign([DigestToSign(leaf.sealed, item.digest) for item, leaf in asking])
+            describe_token_failure(span, outcomes)
+        finally:
+            span.end()
+        for place, ((item, leaf), outcome) in enumerate(zip(asking, outcomes, strict=True), 1):
+            if place % _VERIFY_SLICE == 0:
+                # Verifying costs 0.1 ms an item: let the other calls feed the child in between.
+                await asyncio.sleep(0)
+            item.duration_ms = outcome.duration_ms
+            if isinstance(outcome, TokenFailure):
+                item.error, item.failed = outcome.error, outcome.asked
+            else:
+                self._verify(item, leaf, outcome)
+
+    def _verify(self, item: Item, leaf: Leaf, outcome: TokenSignature) -> None:
+        try:
+            # EIP-2 and the recovery bit: found by recovering the key, which is the verification too.
+            signature = recover(item.digest, *split_signature(outcome.raw_signature), leaf.public_key)
+        except WalletError as error:
+            item.error, item.failed = error, True
+            return
+        item.raw_tx = assemble_raw(item.intended.tx, signature)
+        item.tx_hash = tx_hash(item.raw_tx)
+        item.signature_body = signature_body(
+            signature, item.raw_tx, item.tx_hash, outcome.duration_ms, self._pool.identity
+        )
+
+    # (7)
+
+    async def _store_signatures(self, items: Sequence[Item]) -> None:
+        failed = [item for item in items if item.failed]
+        if failed:
+            await self._store.store_failures([(item.link_id, _failed_body(item, self._pool)) for item in failed])
+        new = [item for item in _live(items) if item.duration_ms is not None]
+        if not new:
+            return
+        stored = await self._store.store_signatures(
+            [
+                SignedRow(item.link_id, item.intent_index, item.signature_body)
+                for item in new
+                if item.intent_index is not None and item.signature_body is not None
+            ]
+        )
+        late = [item for item in new if item.link_id not in stored]
+        if not late:
+            return
+        registered, _ = await self._store.find([(item.link_id, item.key) for item in late])
+        for item in late:
+            row = registered[item.link_id]
+            if row.voided or row.signature_body is None:
+                item.error = WalletError(Reason.LINK_VOIDED, Reason.LINK_VOIDED.meaning)
+            else:
+                item.use_signature(row.signature_body)
+
+    # (8)
+
+    async def _append_signatures(self, items: Sequence[Item], adopting: bool = False) -> None:
+        waiting = list(_live(items))
+        entries = [
+            item.entry(Kind.SIGNATURE, f"signature:{item.digest.hex()}", item.signature_body or b"") for item in waiting
+        ]
+        entries += await self._failure_entries([item for item in items if item.failed])
+        if not entries:
+            return
+        outcomes = await self._evidence.append(entries)
+        conflicts: list[Item] = []
+        for item, outcome in zip(waiting, outcomes, strict=False):
+            if isinstance(outcome, int):
+                item.signature_index = outcome
+            elif (
+                not adopting
+                and outcome.error.reason is Reason.ENTRY_CONFLICT
+                and is_same_success(item, outcome.stored_body)
+            ):
+                # Outbox rule: the first writer wins, and its signature is the one that counts.
+                item.use_signature(outcome.stored_body)
+                conflicts.append(item)
+            else:
+                item.error = outcome.error
+        if conflicts:
+            await self._append_signatures(conflicts, adopting=True)
+
+    async def _failure_entries(self, items: Sequence[Item]) -> list[Entry]:
+        """Every failed signature of these links: those that a crash kept from the log are appended after it."""
+        if not items:
+            return []
+        by_link = {item.link_id: item for item in items}
+        rows: list[FailedRow] = await self._store.find_failures(list(by_link))
+        return [
+            by_link[row.link_id].entry(
+                Kind.SIGNATURE, f"signature:{by_link[row.link_id].digest.hex()}:failed:{row.number}", row.body
+            )
+            for row in rows
+        ]
+
+
+def _as_wallet_error(error: BaseException) -> WalletError:
+    """What a span says of a call that ended before its items did."""
+    if isinstance(error, WalletError):
+        return error
+    reason = Reason.CANCELLED if isinstance(error, asyncio.CancelledError) else Reason.INTERNAL
+    return WalletError(reason, reason.meaning)
+
+
+def _live(items: Iterable[Item]) -> Iterable[Item]:
+    return (item for item in items if item.error is None)
+
+
+def _failed_body(item: Item, pool: TokenPool) -> bytes:
+    assert item.error is not None
+    assert item.duration_ms is not None
+    return failed_signature_body(item.error, item.duration_ms, pool.identity)
+
+
+def _answer(item: Item) -> SignedTransaction | WalletError:
+    if item.error is not None:
+        return item.error
+    assert item.intent_index is not None
+    assert item.signature_index is not None
+    return SignedTransaction(item.link_id, item.raw_tx, item.tx_hash, item.intent_index, item.signature_index)
+
+
+def _type(tx: UnsignedTransaction) -> int:
+    """EIP-2718."""
+    if isinstance(tx, LegacyTransaction):
+        return 0
+    return 2 if isinstance(tx, Eip1559Transaction) else 1
+
+
+def _invalid(field: str, rule: str) -> WalletError:
+    return WalletError(Reason.INVALID_REQUEST, f"{field}: the rule is that it {rule}", field=field, rule=rule)
