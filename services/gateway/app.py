@@ -1,0 +1,103 @@
+"""The ASGI application: routes, refusals as problem details, OpenAPI, and the HTTP gate around all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from services.core.errors import Reason, WalletError
+from services.gateway.credentials import Authenticator
+from services.gateway.gateway import Gateway
+from services.gateway.http_gate import HttpGate, route_templates
+from services.gateway.problems import (
+    MEDIA_TYPE,
+    Problem,
+    from_http_exception,
+    from_validation_error,
+    problem_response,
+)
+from services.gateway.routes import router
+
+_DESCRIPTION = (
+    "A transfer is accepted with 202 and carried to a finalized block; every step is an entry of a tamper-evident log. "
+    "Every response carries `X-Trace-ID` and `traceparent`; `X-Request-ID` is passed through. "
+    "Amounts are decimal strings of wei. Every refusal is problem details (RFC 9457)."
+)
+# The HTTP gate makes the one server span. FastAPI's own would begin a second trace below it, obey the caller's flag,
+# and carry the client's address.
+_NO_TELEMETRY_OF_ITS_OWN: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+
+
+def create_app(gateway: Gateway) -> ASGIApp:
+    app = FastAPI(
+        title="Golden Link", version="1", description=_DESCRIPTION, redoc_url=None, telemetry=_NO_TELEMETRY_OF_ITS_OWN
+    )
+    app.state.gateway = gateway
+    app.state.authenticator = Authenticator(gateway.store)
+    app.include_router(router)
+    app.add_exception_handler(WalletError, _on_wallet_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    # The HTTP gate logs it: the framework raises it again once this answer is sent.
+    app.add_exception_handler(Exception, _on_unexpected)
+    document = _openapi(app)
+    app.openapi = lambda: document  # type: ignore[method-assign]
+    routes = [route for route in [*app.routes, *router.routes] if isinstance(route, Route)]
+    return HttpGate(app, route_templates(routes))
+
+
+async def _on_wallet_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, WalletError)
+    return problem_response(request.scope, error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem_response(request.scope, from_validation_error(error))
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    return problem_response(request.scope, WalletError(Reason.INTERNAL, Reason.INTERNAL.meaning))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    response = problem_response(request.scope, from_http_exception(error), error.status_code)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document with our refusals in place of its own, and the key header required where it is."""
+    document = app.openapi()
+    schemas = document["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= problem.pop("$defs")
+    schemas["Problem"] = problem
+    refusal = {
+        "description": "Problem details; `reason` is a name of docs/ERRORS.md.",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for path in document["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+            operation["responses"]["default"] = refusal
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] == "Idempotency-Key":
+                    parameter["required"] = True
+    return document

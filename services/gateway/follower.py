@@ -1,0 +1,110 @@
+"""Follows broadcaster's stream of submissions into the transfers, from a cursor that moves with them in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC
+
+from protos.wallet.v1 import broadcaster_pb2
+from services.core.errors import Reason, WalletError
+from services.gateway.changes import Changes
+from services.gateway.peers import Peers
+from services.gateway.saga import retry_delay_s
+from services.gateway.store import ChainChange, Store
+from services.gateway.transfer import State
+
+_log = logging.getLogger(__name__)
+
+_MOST_AT_ONCE = 1_000
+_LOOK_FOR_LEASE_S = 1.0
+# QUEUED is not here: a transfer that waits for the submission window stays SIGNED.
+_STATES = {
+    broadcaster_pb2.SUBMISSION_STATE_SUBMITTED: State.SUBMITTED,
+    broadcaster_pb2.SUBMISSION_STATE_INCLUDED: State.INCLUDED,
+    broadcaster_pb2.SUBMISSION_STATE_SAFE: State.SAFE,
+    broadcaster_pb2.SUBMISSION_STATE_FINALIZED: State.FINALIZED,
+}
+
+
+class Follower:
+    """One worker of all gateways follows; the cursor's compare-and-set makes a second one harmless."""
+
+    def __init__(self, store: Store, peers: Peers, changes: Changes, owner: str) -> None:
+        self._store = store
+        self._peers = peers
+        self._changes = changes
+        self._owner = owner
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        failures = 0
+        while True:
+            try:
+                cursor = await self._store.take_cursor(self._owner)
+                if cursor is None:
+                    await asyncio.sleep(_LOOK_FOR_LEASE_S)
+                    continue
+                async for _ in self._follow(cursor):
+                    failures = 0
+            except WalletError as error:
+                if error.reason is not Reason.LEASE_LOST:
+                    _log.warning("following broadcaster is interrupted: %s", error)
+            except Exception:
+                _log.exception("following broadcaster is interrupted")
+            await asyncio.sleep(retry_delay_s(failures))
+            failures += 1
+
+    async def _follow(self, cursor: int) -> AsyncIterator[int]:
+        """Yields each cursor that was committed."""
+        events: asyncio.Queue[broadcaster_pb2.SubmissionEvent | Exception] = asyncio.Queue(_MOST_AT_ONCE)
+        reader = asyncio.create_task(self._read(cursor, events))
+        try:
+            while True:
+                # Whatever has come by now goes into one commit.
+                taken = [await events.get()]
+                while len(taken) < _MOST_AT_ONCE and not events.empty():
+                    taken.append(events.get_nowait())
+                arrived = [event for event in taken if isinstance(event, broadcaster_pb2.SubmissionEvent)]
+                if arrived:
+                    last = arrived[-1].cursor
+                    self._changes.announce(await self._store.follow(self._owner, cursor, last, _chain_changes(arrived)))
+                    cursor = last
+                    yield cursor
+                if isinstance(taken[-1], Exception):
+                    raise taken[-1]
+        finally:
+            reader.cancel()
+
+    async def _read(self, cursor: int, events: asyncio.Queue[broadcaster_pb2.SubmissionEvent | Exception]) -> None:
+        """The stream into the queue; its end is the last element, as the error that it means."""
+        request = broadcaster_pb2.WatchSubmissionsRequest(after_cursor=cursor)
+        try:
+            async for event in self._peers.broadcaster.WatchSubmissions(request):
+                await events.put(event)
+            await events.put(WalletError(Reason.SERVICE_UNAVAILABLE, "broadcaster ended its stream"))
+        except Exception as error:
+            await events.put(error)
+
+
+def _chain_changes(events: list[broadcaster_pb2.SubmissionEvent]) -> list[ChainChange]:
+    changes = []
+    for event in events:
+        submission = event.submission
+        state = _STATES.get(submission.state)
+        if state is None:
+            continue
+        included = state is not State.SUBMITTED
+        status = submission.receipt_status if included and submission.HasField("receipt_status") else None
+        changes.append(
+            ChainChange(
+                transfer_id=submission.transfer_id,
+                state=state,
+                at=event.at.ToDatetime(UTC),
+                tx_hash=submission.tx_hash,
+                block_number=submission.block_number if included else None,
+                receipt_status=status,
+            )
+        )
+    return changes
