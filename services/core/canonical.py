@@ -6,6 +6,7 @@ import json
 import re
 from binascii import unhexlify
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import rfc8785
@@ -84,6 +85,7 @@ def from_hex(text: str, field: str = "hex") -> bytes:
         refuse(field, "is lower-case 0x-hex of whole bytes")
 
 
+@lru_cache(maxsize=16)  # the entries of one commit share their time
 def format_time(at: datetime) -> str:
     """`YYYY-MM-DDTHH:MM:SS.ffffffZ` of an aware time."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")[:26] + "Z"

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from aiohttp import web
-
 from protos.wallet.v1 import evidence_pb2, evidence_pb2_grpc
 from services.core.notes import NoteKey
 from services.evidence.bundles import BundleMaker
+from services.evidence.checkpoint_file import CheckpointFile
 from services.evidence.checkpoints import CheckpointCutter
 from services.evidence.sequencer import Sequencer
 from services.evidence.servicer import EvidenceServicer
 from services.evidence.settings import EvidenceSettings
 from services.evidence.store import Store
 from services.evidence.tiles import TileReader
-from services.evidence.tiles_http import tiles_application
+from services.evidence.tiles_http import serve_tiles
 from services.runtime.db import Database
 from services.runtime.migrations import migrate
 from services.runtime.server import GrpcServer, run_service, wait_for_stop
-from services.runtime.settings import read_secret
 from services.runtime.token import TokenSession
 
 CHECKPOINT_KEY = "checkpoint"
@@ -31,46 +29,35 @@ async def main(settings: EvidenceSettings) -> None:
     token = TokenSession(settings)
     public_key = await asyncio.to_thread(token.ed25519_public_key, CHECKPOINT_KEY)
     key = NoteKey(settings.evidence_origin, public_key)
-    database = Database(settings)
-    store = Store(database)
+    # Readers, the public among them, have connections of their own: they cannot keep the writer from its.
+    database, read_database = (Database(settings.with_pool_size(size)) for size in (2, 3))
+    store, read_store = Store(database), Store(read_database)
+    tiles = TileReader(read_store)
     sequencer = Sequencer(
         store,
         nodes_required=settings.nodes_required,
         lease_s=settings.lease_s,
         max_waiting_entries=settings.max_waiting_entries,
     )
-    tiles = TileReader(store)
     checkpoints = CheckpointCutter(
         store,
-        tiles,
+        TileReader(store),
         sequencer,
         key,
         lambda text: asyncio.to_thread(token.sign_ed25519, CHECKPOINT_KEY, text),
-        settings.checkpoint_file,
+        CheckpointFile(settings.checkpoint_file, key),
         settings.checkpoint_interval_s,
     )
-    sequencer.refusal = await checkpoints.compare()
     server = GrpcServer("evidence", settings, [_SERVICE_NAME])
-    servicer = EvidenceServicer(sequencer, BundleMaker(store, tiles, checkpoints), checkpoints, key)
+    servicer = EvidenceServicer(sequencer, BundleMaker(read_store, tiles, checkpoints), checkpoints, key)
     evidence_pb2_grpc.add_EvidenceServicer_to_server(servicer, server.grpc)
-    runner = web.AppRunner(
-        tiles_application(
-            tiles, checkpoints, read_secret(settings.tiles_token_file) if settings.tiles_token_file else None
-        ),
-        access_log=None,
-    )
-    await runner.setup()
-    if settings.tiles_listen:
-        host, _, port = settings.tiles_listen.rpartition(":")
-        await web.TCPSite(runner, host, int(port)).start()
-    tasks = [asyncio.create_task(sequencer.run()), asyncio.create_task(checkpoints.run())]
-    async with server:
+    tasks = [asyncio.create_task(sequencer.run(checkpoints.compare)), asyncio.create_task(checkpoints.run())]
+    async with serve_tiles(settings, tiles, checkpoints), server:
         await wait_for_stop(*tasks)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await runner.cleanup()
-    await database.close()
+    await asyncio.gather(database.close(), read_database.close())
 
 
 if __name__ == "__main__":

@@ -34,50 +34,65 @@ class BundleMaker:
         self._checkpoints = checkpoints
 
     async def link(self, link_id: str) -> ReadLink:
-        """Raises WalletError NOT_FOUND when the log holds no entry of the link."""
-        check_link_id(link_id)
-        stored = await self._store.entries_of_links([link_id])
-        if not stored:
-            raise WalletError(Reason.NOT_FOUND, "the log holds no entry of this link", field="link_id")
-        entries = [(Leaf.decode(entry.leaf), entry) for entry in stored]
-        return ReadLink(link_id, entries[0][0].trace_id, replay(stored).state, entries)
+        """Raises WalletError NOT_FOUND when the log holds no entry of the link, INTERNAL when it is damaged."""
+        stored = await self._entries(link_id)
+        try:
+            entries = [(Leaf.decode(entry.leaf), entry) for entry in stored]
+            return ReadLink(link_id, entries[0][0].trace_id, replay(stored).state, entries)
+        except WalletError as error:
+            raise WalletError(
+                Reason.INTERNAL, "what is stored of the link is damaged", field="link_id", cause=str(error)
+            ) from error
 
     async def bundle(self, link_id: str, wait_s: float) -> bytes:
         """The JSON document of `goldenlink.bundle.v1`, proven up to the link's last entry. Source: BUNDLE.md.
 
         Raises:
-            WalletError: NOT_FOUND; FAILED_PRECONDITION kinds: an administrative link, an erased body;
+            WalletError: NOT_FOUND, also where a body was erased; INVALID_REQUEST for an administrative link;
                 EVIDENCE_UNAVAILABLE when no checkpoint covered the link in time.
         """
-        link = await self.link(link_id)
-        if any(leaf.kind in ADMINISTRATIVE for leaf, _ in link.entries):
+        entries = await self._entries(link_id)
+        first = Leaf.decode(entries[0].leaf)
+        if first.kind in ADMINISTRATIVE:
             raise WalletError(
                 Reason.INVALID_REQUEST, "an administrative link has no bundle", field="link_id", rule="is a transfer's"
             )
-        if link.state == "ERASED":
-            raise WalletError(Reason.NOT_FOUND, "a body of this link was erased: it proves nothing", field="link_id")
-        last = link.entries[-1][1].index
+        last = entries[-1].index
         checkpoint = await self._checkpoints.wait_for(last + 1, wait_s)
         if checkpoint is None:
             raise WalletError(
                 Reason.EVIDENCE_UNAVAILABLE, "no checkpoint covers the link yet", field="link_id", index=last
             )
-        proofs = await self._tiles.inclusion_proofs([entry.index for _, entry in link.entries], checkpoint.tree_size)
+        proofs = await self._tiles.inclusion_proofs([entry.index for entry in entries], checkpoint.tree_size)
         document = {
             "format": FORMAT,
-            "link_id": link.link_id,
-            "trace_id": link.trace_id,
-            "entries": [
-                {
-                    "index": entry.index,
-                    "leaf": b64encode(entry.leaf).decode(),
-                    "body": b64encode(entry.body or b"").decode(),
-                    "salt": to_hex(entry.salt or b""),
-                    "proof": [to_hex(node) for node in proof],
-                }
-                for (_, entry), proof in zip(link.entries, proofs, strict=True)
-            ],
+            "link_id": link_id,
+            "trace_id": first.trace_id,
+            "entries": [_proven(entry, proof) for entry, proof in zip(entries, proofs, strict=True)],
             "checkpoint": checkpoint.note,
             "anchor": None,
         }
-        return json.dumps(document, indent=1).encode()
+        return json.dumps(document, ensure_ascii=False).encode()
+
+    async def size(self) -> int:
+        """Entries committed, by whichever sequencer."""
+        return await self._store.size()
+
+    async def _entries(self, link_id: str) -> list[StoredEntry]:
+        check_link_id(link_id)
+        entries = await self._store.entries_of_links([link_id])
+        if not entries:
+            raise WalletError(Reason.NOT_FOUND, "the log holds no entry of this link", field="link_id")
+        return entries
+
+
+def _proven(entry: StoredEntry, proof: list[bytes]) -> dict[str, object]:
+    if entry.body is None or entry.salt is None:
+        raise WalletError(Reason.NOT_FOUND, "a body of this link was erased: it proves nothing", field="link_id")
+    return {
+        "index": entry.index,
+        "leaf": b64encode(entry.leaf).decode(),
+        "body": b64encode(entry.body).decode(),
+        "salt": to_hex(entry.salt),
+        "proof": [to_hex(node) for node in proof],
+    }

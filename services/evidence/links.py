@@ -31,6 +31,8 @@ class Link:
     entries: dict[str, Appended] = field(default_factory=dict)
     # A body was erased: the link can be read, and no more be checked, so nothing may follow.
     erased: bool = False
+    # What is stored breaks the grammar: damage, or a grammar that became stricter. Nothing may follow.
+    damaged: bool = False
 
     @property
     def state(self) -> str:
@@ -40,7 +42,11 @@ class Link:
 
 
 def replay(entries: Iterable[StoredEntry]) -> Link:
-    """The link that stored entries make, in the order of the log."""
+    """The link that stored entries make, in the order of the log.
+
+    Raises:
+        WalletError: what the grammar has against them.
+    """
     link = Link()
     for entry in entries:
         leaf = Leaf.decode(entry.leaf)

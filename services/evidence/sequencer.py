@@ -8,38 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from services.core.canonical import parse_canonical
-from services.core.entries import SALT_SIZE, Kind, Leaf, body_commitment, check_body, check_link_id, leaf_hash
-from services.core.errors import Reason, WalletError, refuse
-from services.core.grammar import advance
+from services.core.entries import check_link_id
+from services.core.errors import Reason, WalletError
 from services.evidence.links import Appended, Link, replay
-from services.evidence.store import LogHead, NewEntry, Store, StoredEntry
+from services.evidence.placement import Append, Placement, SameId
+from services.evidence.store import LogHead, Store, StoredEntry
 
 _log = logging.getLogger(__name__)
 
-MAX_ENTRY_ID = 128  # characters
-_GROUP_ENTRIES = 2_000  # per commit: bounds the latency of whoever waits behind
-_CACHED_LINKS = 50_000
-_KINDS = frozenset(Kind)
-
-
-@dataclass(frozen=True, slots=True)
-class Append:
-    """One entry to be appended; `body` is canonical JSON."""
-
-    link_id: str
-    entry_id: str
-    kind: str
-    trace_id: str
-    span_id: str
-    body: bytes
+# Of one commit: they bound the latency of whoever waits behind. One call is never split.
+_GROUP_ENTRIES = 2_000
+_GROUP_BYTES = 16 << 20
+_MAX_WAITING_BYTES = 128 << 20
+_CACHED_LINKS = 20_000
+# A database that does not answer in this time has not answered: the outcome is unknown, and the head is read anew.
+_DATABASE_TIMEOUT_S = 10.0
+_RELEASE_TIMEOUT_S = 1.0
 
 
 class Conflict(NamedTuple):
@@ -50,42 +41,55 @@ class Conflict(NamedTuple):
 
 
 Outcome = Appended | WalletError | Conflict
+# What is wrong with the log as it was taken over; None if it is the one that this process knows.
+Compare = Callable[[LogHead], Awaitable[str | None]]
 
 
 class _Waiting(NamedTuple):
     appends: list[Append]
-    outcome: asyncio.Future[list[Outcome]]
+    bytes: int
+    # A refusal of the whole call is a result too: nobody may be there any more to take an exception.
+    outcome: asyncio.Future[list[Outcome] | WalletError]
 
 
 class Sequencer:
-    def __init__(self, store: Store, *, nodes_required: int, lease_s: float, max_waiting_entries: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        nodes_required: int,
+        lease_s: float,
+        max_waiting_entries: int,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._store = store
         self._nodes_required = nodes_required
         self._lease_s = lease_s
         self._max_waiting = max_waiting_entries
+        self._clock = clock
         self._waiting: deque[_Waiting] = deque()
         self._waiting_entries = 0
+        self._waiting_bytes = 0
         self._wake = asyncio.Event()
         self._head: LogHead | None = None
+        # Of the newest lease that was ours; while no other came after, it is ours to take again at once.
+        self._epoch: int | None = None
+        self._absence = "the evidence log is being opened"
         self._links: OrderedDict[str, Link] = OrderedDict()
         self.grown = asyncio.Event()
-        # Why nothing may be appended although this is the sequencer: set by the checkpoint's comparison.
+        # Why nothing may be appended although this is the sequencer.
         self.refusal: str | None = None
 
     @property
     def size(self) -> int | None:
-        """Entries committed, as far as this sequencer knows; None while it holds no lease."""
-        return self._head.edge.size if self._head else None
-
-    @property
-    def head(self) -> LogHead | None:
-        return self._head
+        """Entries committed; None while this sequencer holds no lease."""
+        return self._head.committed if self._head else None
 
     def missing(self) -> list[str]:
         """Why entries cannot be appended now, one sentence each."""
         if self.refusal:
             return [self.refusal]
-        return [] if self._head else ["the evidence log has no sequencer: its lease is held elsewhere or being taken"]
+        return [] if self._head else [self._absence]
 
     async def append(self, appends: list[Append]) -> list[Outcome]:
         """Append entries in order; answers after the commit, one outcome each.
@@ -95,210 +99,195 @@ class Sequencer:
         """
         if missing := self.missing():
             raise WalletError(Reason.EVIDENCE_UNAVAILABLE, missing[0])
-        if self._waiting_entries and self._waiting_entries + len(appends) > self._max_waiting:
+        size = sum(len(append.body) for append in appends)
+        if self._waiting and (
+            self._waiting_entries + len(appends) > self._max_waiting or self._waiting_bytes + size > _MAX_WAITING_BYTES
+        ):
             raise WalletError(Reason.RATE_LIMITED, "too many entries wait for the log", waiting=self._waiting_entries)
-        outcome: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(appends, outcome))
+        outcome: asyncio.Future[list[Outcome] | WalletError] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(appends, size, outcome))
         self._waiting_entries += len(appends)
+        self._waiting_bytes += size
         self._wake.set()
         # A caller that gives up does not undo what is on its way into the log.
-        return await asyncio.shield(outcome)
+        result = await asyncio.shield(outcome)
+        if isinstance(result, WalletError):
+            raise result
+        return result
 
-    async def run(self) -> None:
-        """Hold the lease and commit groups until cancelled."""
+    async def run(self, compare: Compare) -> None:
+        """Hold the lease and commit groups until cancelled. `compare` judges the log each time it is taken over."""
         try:
             while True:
                 if self._head is None:
-                    await self._take_over()
+                    await self._take_over(compare)
                     continue
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._lease_s / 3):
                         await self._wake.wait()
-                if self._waiting:
-                    await self._commit_group(self._next_group())
-                else:
-                    await self._renew()
+                self._wake.clear()
                 if not self._waiting:
-                    self._wake.clear()
+                    await self._renew(self._head)
+                while self._waiting and self._head is not None:
+                    await self._commit_group(self._head, self._next_group())
         finally:
+            self._head = None
+            self._absence = "the evidence log's sequencer has stopped"
             self._refuse_waiting()
-            if self._head is not None:
-                with suppress(WalletError):
-                    await self._store.release(self._head.epoch)
+            if self._epoch is not None:
+                with suppress(WalletError, TimeoutError):
+                    async with asyncio.timeout(_RELEASE_TIMEOUT_S):
+                        await self._store.release(self._epoch)
 
-    async def _take_over(self) -> None:
+    async def _take_over(self, compare: Compare) -> None:
         try:
-            self._head = await self._store.take_over(self._lease_s)
-        except WalletError as error:
-            _log.warning("the log's head cannot be read", extra={"reason": error.reason.name})
-        if self._head is None:
-            self._refuse_waiting()
-            await asyncio.sleep(self._lease_s / 10)
-            return
-        self._links.clear()
-        self.grown.set()
-        _log.info("sequencing", extra={"tree_size": self._head.edge.size, "epoch": self._head.epoch})
+            async with asyncio.timeout(_DATABASE_TIMEOUT_S):
+                head = await self._store.take_over(self._lease_s, self._epoch)
+                if head is not None:
+                    self._epoch = head.epoch
+                    self.refusal = await compare(head)
+        except Exception as error:
+            self._explain(f"the evidence log cannot be read: {_meaning(error)}", error)
+        else:
+            if head is not None:
+                self._head = head
+                self.grown.set()
+                _log.info("sequencing", extra={"tree_size": head.committed, "epoch": head.epoch})
+                if self.refusal:
+                    _log.critical("appends are refused", extra={"cause": self.refusal})
+                    self._refuse_waiting()
+                return
+            self._explain("the evidence log's lease is held by another sequencer")
+        self._refuse_waiting()
+        await asyncio.sleep(self._lease_s / 10)
 
-    async def _renew(self) -> None:
-        assert self._head is not None
+    def _explain(self, absence: str, error: Exception | None = None) -> None:
+        """Say once, not at every try, why this sequencer stands by."""
+        if absence != self._absence:
+            self._absence = absence
+            unforeseen = error is not None and not isinstance(error, WalletError | TimeoutError)
+            _log.warning(absence, exc_info=error if unforeseen else None)
+
+    async def _renew(self, head: LogHead) -> None:
         try:
-            if not await self._store.renew(self._head.epoch, self._lease_s):
-                self._lose("a newer sequencer has taken over")
-        except WalletError as error:
-            self._lose(error.message)
+            # Later than the lease, a renewal says nothing.
+            async with asyncio.timeout(self._lease_s):
+                if not await self._store.renew(head.epoch, self._lease_s):
+                    self._lose("a newer sequencer has taken over")
+        except (WalletError, TimeoutError) as error:
+            self._lose(_meaning(error))
 
     def _lose(self, cause: str) -> None:
         """Forget everything: what was committed is in the database, and is read again with the next lease."""
-        _log.warning("the log's head is no longer ours", extra={"cause": cause})
+        if self._head is not None:
+            _log.warning("the log's head is no longer ours", extra={"cause": cause})
+            self._absence = f"the evidence log was lost: {cause}"
         self._head = None
         self._links.clear()
 
     def _next_group(self) -> list[_Waiting]:
         group: list[_Waiting] = []
-        taken = 0
-        while self._waiting and (not group or taken + len(self._waiting[0].appends) <= _GROUP_ENTRIES):
-            waiting = self._waiting.popleft()
-            group.append(waiting)
-            taken += len(waiting.appends)
-        self._waiting_entries -= taken
+        entries = size = 0
+        while self._waiting:
+            waiting = self._waiting[0]
+            entries, size = entries + len(waiting.appends), size + waiting.bytes
+            if group and (entries > _GROUP_ENTRIES or size > _GROUP_BYTES):
+                break
+            group.append(self._take())
         return group
+
+    def _take(self) -> _Waiting:
+        waiting = self._waiting.popleft()
+        self._waiting_entries -= len(waiting.appends)
+        self._waiting_bytes -= waiting.bytes
+        return waiting
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
-            waiting = self._waiting.popleft()
-            self._waiting_entries -= len(waiting.appends)
-            _refuse(waiting, WalletError(Reason.EVIDENCE_UNAVAILABLE, "the evidence log has no sequencer now"))
+            _answer(self._take(), WalletError(Reason.EVIDENCE_UNAVAILABLE, "the evidence log has no sequencer now"))
 
-    async def _commit_group(self, group: list[_Waiting]) -> None:
+    async def _commit_group(self, head: LogHead, group: list[_Waiting]) -> None:
         """(1) Load the links that are not cached. (2) Check and place each entry. (3) Commit. (4) Answer."""
-        head = self._head
-        assert head is not None
         try:
-            await self._load_links({append.link_id for waiting in group for append in waiting.appends})
-            size = head.edge.size
-            placement = _Placement(head, self._links, self._nodes_required)
-            outcomes = [[placement.place(append) for append in waiting.appends] for waiting in group]
-            if placement.entries and not await self._store.append(
-                size, head.epoch, head.edge.frontier, placement.at, self._lease_s, placement.entries, placement.tiles
-            ):
-                raise WalletError(Reason.EVIDENCE_UNAVAILABLE, "a newer sequencer has taken over")
-            # Read outside the group's statement: a conflict is rare and its entry never changes.
-            answers = [[await self._resolve(outcome) for outcome in row] for row in outcomes]
-        except Exception as error:
-            # Whether the commit took effect is unknown; in memory the edge has moved. Read both again.
-            if not isinstance(error, WalletError):
+            async with asyncio.timeout(_DATABASE_TIMEOUT_S):
+                await self._load_links({append.link_id for waiting in group for append in waiting.appends})
+                now = self._clock()
+                # The log's clock never runs backwards, whatever the machine's does.
+                at = max(now, head.last_at) if head.last_at else now
+                placement = Placement(head.edge, at, self._links, self._nodes_required)
+                placed = [[placement.place(append) for append in waiting.appends] for waiting in group]
+                if placement.entries:
+                    ours = await self._store.append(head, at, self._lease_s, placement.entries, placement.tiles)
+                else:
+                    # Refusals come from what we remember, which is the log only as long as the lease is ours.
+                    ours = await self._store.renew(head.epoch, self._lease_s)
+                if not ours:
+                    raise WalletError(Reason.EVIDENCE_UNAVAILABLE, "a newer sequencer has taken over")
+                answers = await self._resolve(placed)
+        except BaseException as error:
+            # Whether the commit took effect is unknown; in memory the edge has moved. Both are read again.
+            self._lose(_meaning(error))
+            if not isinstance(error, WalletError | TimeoutError | asyncio.CancelledError):
                 _log.exception("the group could not be committed")
-            self._lose(str(error))
             for waiting in group:
-                _refuse(waiting, WalletError(Reason.EVIDENCE_UNAVAILABLE, "the entries could not be committed"))
+                _answer(waiting, WalletError(Reason.EVIDENCE_UNAVAILABLE, "the entries could not be committed"))
+            if not isinstance(error, Exception):
+                raise
             return
-        head.last_at = placement.at
+        head.last_at, head.committed, head.frontier = at, head.edge.size, head.edge.frontier.to_bytes()
         if placement.entries:
             self.grown.set()
-        for waiting, row in zip(group, answers, strict=True):
-            if not waiting.outcome.done():
-                waiting.outcome.set_result(row)
+        for waiting, outcomes in zip(group, answers, strict=True):
+            _answer(waiting, outcomes)
         while len(self._links) > _CACHED_LINKS:
             self._links.popitem(last=False)
 
     async def _load_links(self, link_ids: set[str]) -> None:
-        unknown = []
+        stored: dict[str, list[StoredEntry]] = {}
         for link_id in link_ids:
             if link_id in self._links:
                 self._links.move_to_end(link_id)
-            else:
-                unknown.append(link_id)
-        if not unknown:
+                continue
+            with suppress(WalletError):
+                check_link_id(link_id)
+                stored[link_id] = []
+        if not stored:
             return
-        stored: dict[str, list[StoredEntry]] = {link_id: [] for link_id in unknown}
-        for entry in await self._store.entries_of_links(unknown):
+        for entry in await self._store.entries_of_links(list(stored)):
             stored[entry.link_id].append(entry)
         for link_id, entries in stored.items():
-            self._links[link_id] = replay(entries)
+            try:
+                self._links[link_id] = replay(entries)
+            except WalletError as error:
+                _log.critical("a stored link is damaged", extra={"link_id": link_id, "cause": str(error)})
+                self._links[link_id] = Link(damaged=True)
 
-    async def _resolve(self, outcome: Outcome | _SameId) -> Outcome:
-        if not isinstance(outcome, _SameId):
-            return outcome
-        stored_body = await self._store.body(outcome.stored.index)
-        if stored_body == outcome.body:
-            return replace(outcome.stored, already_stored=True)
-        error = WalletError(
-            Reason.ENTRY_CONFLICT, Reason.ENTRY_CONFLICT.meaning, field="entry_id", index=outcome.stored.index
-        )
-        return Conflict(error, stored_body)
-
-
-class _SameId(NamedTuple):
-    """An entry id that is stored already; whether the bodies are equal is for the store to say."""
-
-    stored: Appended
-    body: bytes
+    async def _resolve(self, placed: list[list[Appended | WalletError | SameId]]) -> list[list[Outcome]]:
+        """Compare the bodies of entry ids that were there already, in one query for the group."""
+        same = [outcome.stored.index for row in placed for outcome in row if isinstance(outcome, SameId)]
+        bodies = await self._store.bodies(same) if same else {}
+        return [
+            [
+                _same_or_conflict(outcome, bodies.get(outcome.stored.index)) if isinstance(outcome, SameId) else outcome
+                for outcome in row
+            ]
+            for row in placed
+        ]
 
 
-class _Placement:
-    """Places the entries of one group behind the log's end, in memory."""
-
-    def __init__(self, head: LogHead, links: OrderedDict[str, Link], nodes_required: int) -> None:
-        self._edge = head.edge
-        self._links = links
-        self._nodes_required = nodes_required
-        now = datetime.now(UTC)
-        # The log's clock never runs backwards, whatever the machine's does.
-        self.at = max(now, head.last_at) if head.last_at else now
-        self.entries: list[NewEntry] = []
-        self.tiles: list[tuple[int, int, bytes]] = []
-
-    def place(self, append: Append) -> Outcome | _SameId:
-        link = self._links.get(append.link_id)
-        if link is None:
-            # `_load_links` found it; only a group with more links than the cache holds gets here.
-            link = self._links[append.link_id] = Link()
-        if (stored := link.entries.get(append.entry_id)) is not None:
-            return _SameId(stored, append.body)
-        try:
-            return self._add(append, link)
-        except WalletError as error:
-            return error
-
-    def _add(self, append: Append, link: Link) -> Appended:
-        check_link_id(append.link_id)
-        if not 0 < len(append.entry_id) <= MAX_ENTRY_ID:
-            refuse("entry_id", f"has 1 to {MAX_ENTRY_ID} characters")
-        if append.kind not in _KINDS:
-            refuse("kind", "is a known kind")
-        if link.erased:
-            refuse("kind", "is nothing, for a body of the link was erased", Reason.LINK_CLOSED)
-        kind = Kind(append.kind)
-        salt = secrets.token_bytes(SALT_SIZE)
-        commitment = body_commitment(salt, append.body)
-        body = parse_canonical(append.body, "body")
-        check_body(kind, body)
-        head = advance(
-            link.head, kind, body, self.at, trace_id=append.trace_id, min_agreeing_nodes=self._nodes_required
-        )
-        leaf = Leaf(
-            kind=kind,
-            link_id=append.link_id,
-            step=head.step,
-            prev=link.head.leaf_hash if link.head else b"",
-            at=self.at,
-            trace_id=append.trace_id,
-            span_id=append.span_id,
-            body=commitment,
-        ).encode()
-        # Nothing below can fail: the tree and the link move together.
-        index = self._edge.size
-        hashed = leaf_hash(leaf)
-        self.tiles += self._edge.append(hashed)
-        self.entries.append(
-            NewEntry(index, append.link_id, head.step, append.entry_id, leaf, hashed, salt, append.body)
-        )
-        link.head = head.with_leaf_hash(hashed)
-        appended = Appended(index, head.step, hashed, self.at, already_stored=False)
-        link.entries[append.entry_id] = appended
-        return appended
+def _same_or_conflict(same: SameId, stored_body: bytes | None) -> Appended | Conflict:
+    if stored_body == same.body:
+        return replace(same.stored, already_stored=True)
+    error = WalletError(Reason.ENTRY_CONFLICT, Reason.ENTRY_CONFLICT.meaning, field="entry_id", index=same.stored.index)
+    return Conflict(error, stored_body)
 
 
-def _refuse(waiting: _Waiting, error: WalletError) -> None:
+def _answer(waiting: _Waiting, result: list[Outcome] | WalletError) -> None:
     if not waiting.outcome.done():
-        waiting.outcome.set_exception(error)
+        waiting.outcome.set_result(result)
+
+
+def _meaning(error: BaseException) -> str:
+    if isinstance(error, WalletError):
+        return error.message
+    return "it does not answer in time" if isinstance(error, TimeoutError) else type(error).__name__

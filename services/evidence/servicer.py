@@ -5,18 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+from opentelemetry import trace
 
 from protos.wallet.v1 import evidence_pb2 as pb
 from protos.wallet.v1 import evidence_pb2_grpc
-from services.core.errors import WalletError, refuse
+from services.core.errors import Reason, WalletError, refuse
 from services.core.notes import NoteKey
 from services.evidence.bundles import BundleMaker
 from services.evidence.checkpoints import CheckpointCutter
 from services.evidence.links import Appended
-from services.evidence.sequencer import Append, Conflict, Outcome, Sequencer
+from services.evidence.placement import Append
+from services.evidence.sequencer import Conflict, Outcome, Sequencer
+from services.runtime import attributes
 from services.runtime.rpc_errors import to_item_error
 
 MAX_ENTRIES = 5_000
+MAX_BATCH_BYTES = 16 << 20
 MAX_WAIT_MS = 5_000
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,11 +39,16 @@ class EvidenceServicer(evidence_pb2_grpc.EvidenceServicer):
             raise outcome.error
         if isinstance(outcome, WalletError):
             raise outcome
+        span = trace.get_current_span()
+        span.set_attribute(attributes.WALLET_EVIDENCE_INDEX, outcome.index)
+        span.set_attribute(attributes.WALLET_EVIDENCE_KIND, request.kind)
         return _from_appended(outcome)
 
     async def AppendEntries(self, request: pb.AppendEntriesRequest, context: Context) -> pb.AppendEntriesResponse:
         if not 1 <= len(request.entries) <= MAX_ENTRIES:
             refuse("entries", f"has 1 to {MAX_ENTRIES} entries")
+        if sum(len(entry.body) for entry in request.entries) > MAX_BATCH_BYTES:
+            refuse("entries", f"has bodies of at most {MAX_BATCH_BYTES} bytes together", Reason.PAYLOAD_TOO_LARGE)
         outcomes = await self._sequencer.append([_to_append(entry) for entry in request.entries])
         return pb.AppendEntriesResponse(results=[_from_outcome(outcome) for outcome in outcomes])
 
@@ -83,11 +92,21 @@ class EvidenceServicer(evidence_pb2_grpc.EvidenceServicer):
 
     async def GetEvidenceStatus(self, request: pb.GetEvidenceStatusRequest, context: Context) -> pb.EvidenceStatus:
         missing = self._sequencer.missing()
+        appending = not missing
+        if self._checkpoints.trouble:
+            missing.append(self._checkpoints.trouble)
+        tree_size = self._sequencer.size
+        if tree_size is None:
+            try:
+                tree_size = await self._bundles.size()
+            except WalletError:
+                # Why is among the missing already, in the sequencer's words.
+                tree_size = 0
         newest = self._checkpoints.newest
         return pb.EvidenceStatus(
-            appending=not missing,
+            appending=appending,
             missing=missing,
-            tree_size=self._sequencer.size or 0,
+            tree_size=tree_size,
             checkpoint_size=newest.tree_size if newest else 0,
         )
 

@@ -22,7 +22,11 @@ class EvidenceSettings(ServiceSettings, DatabaseSettings, TokenSettings):
     tiles_token_file: Path | None = None
     # Distinct nodes that a safe or finalized inclusion names at least: the k of trust.json.
     nodes_required: int = Field(default=2, ge=1)
-    # The sequencer's lease: a standby takes over once it has run out.
-    lease_s: float = Field(default=3.0, gt=0)
+    # The sequencer's lease: a standby looks every tenth of it, and takes over once it has run out.
+    lease_s: float = Field(default=2.5, gt=0)
     # Entries that may wait for the sequencer; past it appends are refused, to be retried.
     max_waiting_entries: int = Field(default=20_000, ge=1)
+
+    def with_pool_size(self, size: int) -> EvidenceSettings:
+        """For one of several pools of connections."""
+        return self.model_copy(update={"database_pool_size": size})

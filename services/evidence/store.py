@@ -10,7 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import Row
 
 from services.core.merkle import Frontier
-from services.evidence.tree import TreeEdge, partial_number, rebuild_edge
+from services.core.tiles import WIDTH
+from services.evidence.tree import FullTile, TreeEdge, full_tiles_before, rebuild_edge
 from services.runtime.db import Database
 
 
@@ -54,17 +55,21 @@ class LogHead:
     """The log's end as one holder of the lease took it over; `epoch` fences every earlier holder."""
 
     edge: TreeEdge
+    # Entries in the database, and its frontier; the edge runs ahead of both while a group is being committed.
+    committed: int
+    frontier: bytes
     last_at: datetime | None
     epoch: int
 
 
-# One statement: the head moves by compare-and-set, and nothing is inserted unless it moved.
+# One statement: the head moves by compare-and-set, and nothing is inserted unless it moved. The old frontier stands
+# for the whole tree: a restored database may have come to the same epoch and size by other entries.
 _APPEND = text("""
 WITH moved AS (
     UPDATE evidence.log_head
     SET size = :new_size, frontier = :frontier, last_at = :last_at,
         lease_until = clock_timestamp() + make_interval(secs => :lease_s)
-    WHERE size = :size AND epoch = :epoch
+    WHERE epoch = :epoch AND frontier = :old_frontier
     RETURNING 1
 ), new_entries AS (
     INSERT INTO evidence.entries (index, link_id, step, entry_id, leaf, leaf_hash)
@@ -76,55 +81,58 @@ WITH moved AS (
     SELECT * FROM unnest(CAST(:indexes AS bigint[]), CAST(:salts AS bytea[]), CAST(:bodies AS bytea[]))
     WHERE EXISTS (SELECT FROM moved)
 ), new_tiles AS (
-    INSERT INTO evidence.tiles (level, number, hashes)
-    SELECT * FROM unnest(CAST(:tile_levels AS smallint[]), CAST(:tile_numbers AS bigint[]), CAST(:tiles AS bytea[]))
+    INSERT INTO evidence.tiles (level, number, hashes, root)
+    SELECT * FROM unnest(CAST(:tile_levels AS smallint[]), CAST(:tile_numbers AS bigint[]), CAST(:tiles AS bytea[]),
+                         CAST(:tile_roots AS bytea[]))
     WHERE EXISTS (SELECT FROM moved)
 )
 SELECT count(*) FROM moved
 """)
-
-_ENTRY_COLUMNS = "e.index, e.link_id, e.step, e.entry_id, e.leaf, e.leaf_hash, b.salt, b.body"
 
 
 class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def take_over(self, lease_s: float) -> LogHead | None:
-        """Take the lease if nobody holds it, and load the log's end under a new epoch; None while another holds it."""
+    async def take_over(self, lease_s: float, held_epoch: int | None) -> LogHead | None:
+        """Take the lease, and load the log's end under a new epoch; None while another holds it.
+
+        A lease under `held_epoch` is the caller's own: it is taken at once, and a commit that may still be on its way
+        under the old epoch comes to nothing.
+        """
         async with self._database.begin() as connection:
             taken = await connection.execute(
                 text("""
                     UPDATE evidence.log_head
                     SET epoch = epoch + 1, lease_until = clock_timestamp() + make_interval(secs => :lease_s)
-                    WHERE lease_until < clock_timestamp()
+                    WHERE lease_until < clock_timestamp() OR epoch = CAST(:held_epoch AS bigint)
                     RETURNING epoch, size, frontier, NULLIF(last_at, '-infinity') AS last_at
                 """),
-                {"lease_s": lease_s},
+                {"lease_s": lease_s, "held_epoch": held_epoch},
             )
             row = taken.one_or_none()
             if row is None:
                 return None
-            frontier = Frontier.from_bytes(row.frontier)
             leaves = await connection.execute(
                 text("SELECT leaf_hash FROM evidence.entries WHERE index >= :first ORDER BY index"),
-                {"first": partial_number(0, row.size) << 8},
+                {"first": full_tiles_before(0, row.size) * WIDTH},
             )
-            newest = [leaf.leaf_hash for leaf in leaves]
-            full_tiles: dict[int, list[bytes]] = {}
+            newest = list(leaves.scalars())
+            roots: dict[int, list[bytes]] = {}
             level = 0
-            while partial_number(level, row.size):
+            while full_tiles_before(level, row.size):
                 tiles = await connection.execute(
-                    text("SELECT hashes FROM evidence.tiles WHERE level = :level AND number >= :first ORDER BY number"),
-                    {"level": level, "first": partial_number(level + 1, row.size) << 8},
+                    text("SELECT root FROM evidence.tiles WHERE level = :level AND number >= :first ORDER BY number"),
+                    {"level": level, "first": full_tiles_before(level + 1, row.size) * WIDTH},
                 )
-                full_tiles[level] = [tile.hashes for tile in tiles]
+                roots[level] = list(tiles.scalars())
                 level += 1
-            return LogHead(rebuild_edge(frontier, newest, full_tiles), row.last_at, row.epoch)
+            edge = rebuild_edge(Frontier.from_bytes(row.frontier), newest, roots)
+            return LogHead(edge, row.size, row.frontier, row.last_at, row.epoch)
 
     async def renew(self, epoch: int, lease_s: float) -> bool:
         """Keep the lease; False when a newer holder has raised the epoch."""
-        async with self._database.begin() as connection:
+        async with self._database.statement() as connection:
             renewed = await connection.execute(
                 text("""
                     UPDATE evidence.log_head SET lease_until = clock_timestamp() + make_interval(secs => :lease_s)
@@ -136,31 +144,25 @@ class Store:
 
     async def release(self, epoch: int) -> None:
         """End the lease early, so that a standby need not wait for it."""
-        async with self._database.begin() as connection:
+        async with self._database.statement() as connection:
             await connection.execute(
                 text("UPDATE evidence.log_head SET lease_until = '-infinity' WHERE epoch = :epoch"), {"epoch": epoch}
             )
 
     async def append(
-        self,
-        size: int,
-        epoch: int,
-        frontier: Frontier,
-        last_at: datetime,
-        lease_s: float,
-        entries: list[NewEntry],
-        tiles: list[tuple[int, int, bytes]],
+        self, head: LogHead, at: datetime, lease_s: float, entries: list[NewEntry], tiles: list[FullTile]
     ) -> bool:
-        """Insert `entries` behind a log of `size`; False, and nothing written, when the head was not (size, epoch)."""
+        """Insert `entries` behind the committed log; False, and nothing written, when its head was another."""
+        frontier = head.edge.frontier
         async with self._database.statement() as connection:
             moved = await connection.execute(
                 _APPEND,
                 {
-                    "size": size,
-                    "epoch": epoch,
+                    "old_frontier": head.frontier,
+                    "epoch": head.epoch,
                     "new_size": frontier.size,
                     "frontier": frontier.to_bytes(),
-                    "last_at": last_at,
+                    "last_at": at,
                     "lease_s": lease_s,
                     "indexes": [entry.index for entry in entries],
                     "link_ids": [entry.link_id for entry in entries],
@@ -170,9 +172,10 @@ class Store:
                     "leaf_hashes": [entry.leaf_hash for entry in entries],
                     "salts": [entry.salt for entry in entries],
                     "bodies": [entry.body for entry in entries],
-                    "tile_levels": [level for level, _, _ in tiles],
-                    "tile_numbers": [number for _, number, _ in tiles],
-                    "tiles": [hashes for _, _, hashes in tiles],
+                    "tile_levels": [tile.level for tile in tiles],
+                    "tile_numbers": [tile.number for tile in tiles],
+                    "tiles": [tile.hashes for tile in tiles],
+                    "tile_roots": [tile.root for tile in tiles],
                 },
             )
             return bool(moved.scalar_one())
@@ -181,30 +184,44 @@ class Store:
         """Every entry of the links, in the order of the log."""
         async with self._database.statement() as connection:
             rows = await connection.execute(
-                text(f"""
-                    SELECT {_ENTRY_COLUMNS} FROM evidence.entries e LEFT JOIN evidence.bodies b USING (index)
+                # A body at a time by its key: without statistics the planner would read all bodies.
+                text("""
+                    SELECT e.index, e.link_id, e.step, e.entry_id, e.leaf, e.leaf_hash, b.salt, b.body
+                    FROM evidence.entries e
+                    LEFT JOIN LATERAL (SELECT salt, body FROM evidence.bodies WHERE index = e.index OFFSET 0) b ON true
                     WHERE e.link_id = ANY (CAST(:link_ids AS text[])) ORDER BY e.index
-                """),  # noqa: S608 - the columns are a constant
+                """),
                 {"link_ids": link_ids},
             )
             return [_entry(row) for row in rows]
 
-    async def body(self, index: int) -> bytes | None:
-        """One body; None once erased."""
-        async with self._database.statement() as connection:
-            row = await connection.execute(text("SELECT body FROM evidence.bodies WHERE index = :i"), {"i": index})
-            return row.scalar_one_or_none()
-
-    async def leaves(self, first: int, count: int) -> list[tuple[bytes, bytes]]:
-        """(leaf, leaf_hash) of `count` entries from index `first`, fewer at the log's end."""
+    async def bodies(self, indexes: list[int]) -> dict[int, bytes]:
+        """Bodies by index, without those that were erased."""
         async with self._database.statement() as connection:
             rows = await connection.execute(
-                text("""
-                    SELECT leaf, leaf_hash FROM evidence.entries WHERE index >= :first AND index < :end ORDER BY index
-                """),
-                {"first": first, "end": first + count},
+                text("SELECT index, body FROM evidence.bodies WHERE index = ANY (CAST(:indexes AS bigint[]))"),
+                {"indexes": indexes},
             )
-            return [(row.leaf, row.leaf_hash) for row in rows]
+            return dict(rows.tuples().all())
+
+    async def leaves(self, first: int, count: int) -> list[bytes]:
+        """`count` leaves from index `first`, fewer at the log's end."""
+        return await self._column("SELECT leaf FROM evidence.entries", "index", first, count)
+
+    async def leaf_hashes(self, first: int, count: int) -> list[bytes]:
+        """Like `leaves`."""
+        return await self._column("SELECT leaf_hash FROM evidence.entries", "index", first, count)
+
+    async def tile_roots(self, level: int, first: int, count: int) -> list[bytes]:
+        """Roots of `count` full tiles of `level` from number `first`, fewer at the tree's edge."""
+        return await self._column("SELECT root FROM evidence.tiles", "number", first, count, level)
+
+    async def _column(self, select: str, key: str, first: int, count: int, level: int | None = None) -> list[bytes]:
+        of_level = "" if level is None else " AND level = :level"
+        query = f"{select} WHERE {key} >= :first AND {key} < :end{of_level} ORDER BY {key}"
+        async with self._database.statement() as connection:
+            bounds = {"first": first, "end": first + count} | ({} if level is None else {"level": level})
+            return list((await connection.execute(text(query), bounds)).scalars())
 
     async def full_tile(self, level: int, number: int) -> bytes | None:
         async with self._database.statement() as connection:

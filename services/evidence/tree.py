@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from services.core.merkle import HASH_SIZE, Frontier, node_hash
+from services.core.merkle import Frontier
 from services.core.tiles import HEIGHT, WIDTH
+
+
+class FullTile(NamedTuple):
+    """A tile that will never change; `root` is the hash that stands for it one tile level up."""
+
+    level: int
+    number: int
+    hashes: bytes  # 8,192
+    root: bytes
 
 
 @dataclass
@@ -21,45 +30,32 @@ class TreeEdge:
     def size(self) -> int:
         return self.frontier.size
 
-    def append(self, leaf_hash: bytes) -> list[tuple[int, int, bytes]]:
-        """Add a leaf; answer the tiles that it filled as (tile level, number, 8,192 bytes)."""
+    def append(self, leaf_hash: bytes) -> list[FullTile]:
+        """Add a leaf; answer the tiles that it filled."""
         full = []
-        for level, index, subtree in self.frontier.append(leaf_hash):
-            if level % HEIGHT:
-                continue
+        completed = self.frontier.append(leaf_hash)
+        for level in range(0, len(completed), HEIGHT):
+            subtree = completed[level][2]
             tile = self.partial.setdefault(level // HEIGHT, [])
             tile.append(subtree)
             if len(tile) == WIDTH:
-                full.append((level // HEIGHT, index // WIDTH, b"".join(tile)))
+                # The leaf that fills a tile completes the subtree over the whole of it.
+                _, number, root = completed[level + HEIGHT]
+                full.append(FullTile(level // HEIGHT, number, b"".join(tile), root))
                 tile.clear()
         return full
 
-    def partial_tile(self, level: int) -> bytes:
-        return b"".join(self.partial.get(level, ()))
 
-
-def partial_number(level: int, size: int) -> int:
-    """Number of the partial tile of `level` in a tree of `size`: how many full ones stand before it."""
+def full_tiles_before(level: int, size: int) -> int:
+    """How many full tiles of `level` a tree of `size` has: the number of its partial one."""
     return size >> (HEIGHT * (level + 1))
 
 
-def tile_root(hashes: bytes) -> bytes:
-    """Root of a full tile: the hash that stands for it one tile level up."""
-    row = [hashes[start : start + HASH_SIZE] for start in range(0, len(hashes), HASH_SIZE)]
-    while len(row) > 1:
-        row = [node_hash(row[left], row[left + 1]) for left in range(0, len(row), 2)]
-    return row[0]
-
-
-def rebuild_edge(
-    frontier: Frontier, newest_leaf_hashes: Iterable[bytes], full_tiles: dict[int, list[bytes]]
-) -> TreeEdge:
+def rebuild_edge(frontier: Frontier, newest_leaf_hashes: list[bytes], newest_roots: dict[int, list[bytes]]) -> TreeEdge:
     """The edge of a stored tree.
 
-    `newest_leaf_hashes`: those behind the last full tile of level 0; `full_tiles[level]`: the full tiles of `level`
-    behind the last full tile of `level + 1`.
+    `newest_leaf_hashes`: those behind the last full tile of level 0; `newest_roots[level]`: the roots of the full tiles
+    of `level` behind the last full tile of `level + 1`.
     """
-    edge = TreeEdge(frontier, {0: list(newest_leaf_hashes)})
-    for level, tiles in full_tiles.items():
-        edge.partial[level + 1] = [tile_root(hashes) for hashes in tiles]
-    return edge
+    partial = {0: newest_leaf_hashes} | {level + 1: roots for level, roots in newest_roots.items()}
+    return TreeEdge(frontier, partial)

@@ -29,6 +29,7 @@ CREATE TABLE tiles (
     level smallint NOT NULL,
     number bigint NOT NULL,
     hashes bytea NOT NULL CHECK (length(hashes) = 8192),
+    root bytea NOT NULL CHECK (length(root) = 32),
     PRIMARY KEY (level, number)
 );
 
@@ -63,6 +64,9 @@ CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON tiles
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite();
 
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON checkpoints
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite();
+
+CREATE TRIGGER never_removed BEFORE DELETE OR TRUNCATE ON log_head
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_rewrite();
 
 -- A body may be deleted, by the owner alone: that is erasure, and the tree still verifies.

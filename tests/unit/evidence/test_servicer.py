@@ -1,0 +1,34 @@
+"""What the servicer puts on the span of a call."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+
+from protos.wallet.v1 import evidence_pb2 as pb
+from services.evidence.links import Appended
+from services.evidence.placement import Append
+from services.evidence.servicer import EvidenceServicer
+from tests.unit.verify.forge import START
+
+
+class OneEntryLog:
+    async def append(self, appends: list[Append]) -> list[Appended]:
+        return [Appended(7, 0, bytes(32), START, already_stored=False) for _ in appends]
+
+
+async def test_a_single_append_names_its_index_and_kind_on_the_span_and_nothing_else() -> None:
+    servicer = EvidenceServicer(cast(Any, OneEntryLog()), cast(Any, None), cast(Any, None), cast(Any, None))
+    request = pb.AppendEntryRequest(link_id="a", entry_id="k:1", kind="key", body=b'{"actor":"alice"}')
+    tracer = TracerProvider().get_tracer("test")
+    with tracer.start_as_current_span("single") as single:
+        reply = await servicer.AppendEntry(request, cast(Any, None))
+    with tracer.start_as_current_span("batch") as batch:
+        await servicer.AppendEntries(pb.AppendEntriesRequest(entries=[request] * 3), cast(Any, None))
+    assert reply.index == 7
+    assert dict(cast(ReadableSpan, single).attributes or {}) == {
+        "wallet.evidence.index": 7,
+        "wallet.evidence.kind": "key",
+    }
+    assert not cast(ReadableSpan, batch).attributes
