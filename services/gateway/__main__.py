@@ -27,7 +27,7 @@ async def serve(settings: GatewaySettings) -> None:
     database = Database(settings)
     peers = open_peers(settings)
     gateway = Gateway(Store(database), peers, PersonalVault.open(settings.gateway_encryption_key_file))
-    app = create_app(gateway)
+    app = create_app(gateway, settings.docs_assets_dir)
     working = asyncio.create_task(gateway.run())
     try:
         async with serve_http(app, settings.http_host, settings.http_port, settings.shutdown_grace_s) as port:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from services.core.errors import Reason, WalletError
@@ -30,7 +33,7 @@ _DESCRIPTION = (
     "Every response carries `X-Trace-ID` and `traceparent`; `X-Request-ID` is passed through. "
     "Amounts are decimal strings of wei. Every refusal is problem details (RFC 9457)."
 )
-# The HTTP gate makes the one server span. FastAPI's own would begin a second trace below it, obey the caller's flag,
+# The HTTP gate makes the one server span. FastAPI's own would begin a second trace below it, obey the caller's flag
 # and carry the client's address.
 _NO_TELEMETRY_OF_ITS_OWN: TelemetryConfig = {
     "tracing": False,
@@ -41,10 +44,17 @@ _NO_TELEMETRY_OF_ITS_OWN: TelemetryConfig = {
 }
 
 
-def create_app(gateway: Gateway) -> ASGIApp:
+def create_app(gateway: Gateway, docs_assets_dir: Path | None = None) -> ASGIApp:
     app = FastAPI(
-        title="Golden Link", version="1", description=_DESCRIPTION, redoc_url=None, telemetry=_NO_TELEMETRY_OF_ITS_OWN
+        title="Golden Link",
+        version="1",
+        description=_DESCRIPTION,
+        docs_url=None if docs_assets_dir else "/docs",
+        redoc_url=None,
+        telemetry=_NO_TELEMETRY_OF_ITS_OWN,
     )
+    if docs_assets_dir:
+        _serve_docs(app, docs_assets_dir)
     app.state.gateway = gateway
     app.state.authenticator = Authenticator(gateway.store)
     app.include_router(router)
@@ -57,6 +67,21 @@ def create_app(gateway: Gateway) -> ASGIApp:
     app.openapi = lambda: document  # type: ignore[method-assign]
     routes = [route for route in [*app.routes, *router.routes] if isinstance(route, Route)]
     return HttpGate(app, route_templates(routes))
+
+
+def _serve_docs(app: FastAPI, assets_dir: Path) -> None:
+    """/docs from files of our own, so that it works where no CDN is reached."""
+    app.mount("/docs/assets", StaticFiles(directory=assets_dir), name="docs-assets")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="Golden Link",
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="/docs/assets/favicon-32x32.png",
+        )
 
 
 async def _on_wallet_error(request: Request, error: Exception) -> Response:

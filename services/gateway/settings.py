@@ -12,6 +12,8 @@ class GatewaySettings(ServiceSettings, DatabaseSettings):
     http_listen: str = "127.0.0.1:8080"
     # 32 raw bytes, AES-256-GCM, for the personal fields of open transfers.
     gateway_encryption_key_file: Path
+    # Swagger UI's files (npm package swagger-ui-dist) for /docs; without them the page loads them from the public CDN.
+    docs_assets_dir: Path | None = None
 
     @property
     def http_host(self) -> str:

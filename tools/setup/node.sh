@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The development chain: anvil's binary from its npm package, by the lock's hashes; no script of a package is run.
+# The development chain (anvil) and the API documentation (Swagger UI), by the hashes of the lock; no script of a package is run.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 echo "setup: Node packages"

@@ -25,6 +25,7 @@ from tools.stack.tokens import Token, create_softhsm_token, existing_token
 
 CALLERS_FILE = SOURCE_TREE / "services" / "callers.yaml"
 _DEVELOPMENT_POLICY = SOURCE_TREE / "services" / "signer" / "default_policy.yaml"
+_SWAGGER_UI = SOURCE_TREE / "node_modules" / "swagger-ui-dist"
 _KEY_BYTES = 32
 
 
@@ -156,6 +157,7 @@ class Foundation:
             "gateway": {
                 "WALLET_HTTP_LISTEN": self.http_address,
                 "WALLET_GATEWAY_ENCRYPTION_KEY_FILE": str(self._gateway_key),
+                **({"WALLET_DOCS_ASSETS_DIR": str(_SWAGGER_UI)} if _SWAGGER_UI.is_dir() else {}),
             },
             "evidence": {
                 "WALLET_TILES_LISTEN": self.tiles_address,

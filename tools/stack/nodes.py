@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tools.stack.files import write_json
+from tools.stack.files import new_password, write_json
 from tools.stack.ports import Ports
 from tools.stack.processes import ProcessSpec
 
@@ -36,7 +36,11 @@ class EmbeddedNodes:
             directory / "proxies.json", {"upstream": upstream, "control_port": control_port, "ports": numbers}
         )
         self.control_url = f"http://127.0.0.1:{control_port}"
-        self.addresses = [NodeAddress(name, f"http://127.0.0.1:{port}", chain_id) for name, port in numbers.items()]
+        # The URL holds a key, as a real node's does: it must stay out of logs, spans and errors here too.
+        self.addresses = [
+            NodeAddress(name, f"http://127.0.0.1:{port}/?key={new_password()}", chain_id)
+            for name, port in numbers.items()
+        ]
         self.spec = ProcessSpec(
             name="nodes",
             command=(sys.executable, "-m", "tools.stack.node_proxy", str(configuration)),

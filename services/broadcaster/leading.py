@@ -1,0 +1,118 @@
+"""Who works on a chain: the replica that holds its lease. The others take submissions in and serve reads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+
+from services.broadcaster.chain_store import ChainStore
+from services.broadcaster.evidence_log import EvidenceLog
+from services.broadcaster.sending import Sender
+from services.broadcaster.settings import BroadcasterSettings
+from services.broadcaster.store import Store
+from services.broadcaster.watching import Watcher
+from services.core.errors import Reason, WalletError
+from services.runtime.db import Database
+from services.runtime.nodes import ChainNodes
+
+_log = logging.getLogger(__name__)
+
+_PAUSE_S = 1.0  # after a failure
+
+
+class ChainLeader:
+    """Holds one chain's lease whenever it can, and sends and watches while it does."""
+
+    def __init__(
+        self,
+        settings: BroadcasterSettings,
+        database: Database,
+        store: Store,
+        log: EvidenceLog,
+        chain: ChainNodes,
+        changed: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._store = store
+        self._log = log
+        self._chain = chain
+        self._changed = changed
+        self._sender: Sender | None = None
+
+    def wake(self) -> None:
+        """There is something new to send."""
+        if self._sender is not None:
+            self._sender.wake.set()
+
+    async def run(self) -> None:
+        """Lead, or stand by, until cancelled."""
+        lease_s = self._settings.lease_s
+        while True:
+            epoch = None
+            try:
+                epoch = await self._store.take_lease(self._chain.chain_id, lease_s)
+                if epoch is None:
+                    await asyncio.sleep(lease_s / 10)
+                    continue
+                _log.info("leading", extra={"chain_id": self._chain.chain_id, "epoch": epoch})
+                await self._lead(epoch)
+            except* WalletError as group:
+                reasons = sorted({error.reason.name for error in _leaves(group)})
+                _log.warning("no longer leading", extra={"chain_id": self._chain.chain_id, "reasons": reasons})
+            except* Exception:
+                # A defect, on the record; work resumes from the rows.
+                _log.exception("leading failed", extra={"chain_id": self._chain.chain_id})
+            finally:
+                self._sender = None
+                if epoch is not None:
+                    with suppress(WalletError):
+                        await self._store.release_lease(self._chain.chain_id, epoch)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _lead(self, epoch: int) -> None:
+        chain_store = ChainStore(self._database, self._chain.chain_id, epoch)
+        watcher = Watcher(
+            chain_store,
+            self._log,
+            self._chain,
+            interval_s=self._settings.watch_interval_s,
+            safe_patience_s=self._settings.safe_patience_s,
+            changed=self._changed,
+            freed=self.wake,
+        )
+        sender = Sender(
+            chain_store,
+            self._log,
+            self._chain,
+            max_in_flight=self._settings.max_in_flight,
+            resend_after_s=self._settings.resend_after_s,
+            changed=self._changed,
+            revisit=watcher.revisit,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_lease(epoch))
+            await sender.recover()
+            await watcher.recover()
+            self._sender = sender
+            group.create_task(sender.run())
+            group.create_task(watcher.run())
+
+    async def _keep_lease(self, epoch: int) -> None:
+        while True:
+            await asyncio.sleep(self._settings.lease_s / 3)
+            try:
+                await self._store.renew_lease(self._chain.chain_id, epoch, self._settings.lease_s)
+            except WalletError as error:
+                # Without the database nobody can take over; each commit checks the epoch.
+                if error.reason is not Reason.DATABASE_UNAVAILABLE:
+                    raise
+
+
+def _leaves(group: BaseExceptionGroup[WalletError]) -> list[WalletError]:
+    leaves: list[WalletError] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return leaves

@@ -1,0 +1,79 @@
+"""A signed transaction that was handed over, and the rules it is taken under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from services.core.addresses import address_of_public_key
+from services.core.digests import recover_public_key
+from services.core.entries import check_link_id
+from services.core.errors import Reason, WalletError, refuse
+from services.core.transactions import decode_raw, signing_digest, tx_hash
+from services.runtime.telemetry import parse_traceparent
+
+MAX_NONCE = 2**63 - 1  # of the rows; EIP-2681 would allow 2**64 - 2
+
+
+class State(StrEnum):
+    QUEUED = "QUEUED"
+    # The request is committed here and may be in the log; whether a node has it is not known yet.
+    REQUESTED = "REQUESTED"
+    SUBMITTED = "SUBMITTED"
+    INCLUDED = "INCLUDED"
+    SAFE = "SAFE"
+    FINALIZED = "FINALIZED"
+
+
+@dataclass(frozen=True, slots=True)
+class NewSubmission:
+    """What gateway hands over, checked."""
+
+    transfer_id: str
+    tx_hash: bytes
+    chain_id: str
+    account: bytes
+    nonce: int
+    raw_tx: bytes
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Where a submission stands, for its caller. Block fields are None before inclusion."""
+
+    transfer_id: str
+    tx_hash: bytes
+    state: State
+    block_number: int | None
+    block_hash: bytes | None
+    receipt_status: int | None
+
+
+def check_submission(
+    transfer_id: str, chain_id: str, from_address: bytes, nonce: int, raw_tx: bytes, traceparent: str
+) -> NewSubmission:
+    """The submission, once the raw transaction is what the other fields say, signed by `from_address`.
+
+    Raises:
+        WalletError: INVALID_REQUEST or SIGNATURE_INVALID, naming field and rule.
+    """
+    check_link_id(transfer_id, "transfer_id")
+    if parse_traceparent(traceparent) is None:
+        refuse("traceparent", "is a W3C traceparent")
+    tx, signature = decode_raw(raw_tx)
+    if chain_id != f"eip155:{tx.chain_id}":
+        refuse("chain_id", "is that of raw_tx")
+    if nonce != tx.nonce:
+        refuse("nonce", "is that of raw_tx")
+    if nonce > MAX_NONCE:
+        refuse("nonce", f"is at most {MAX_NONCE}")
+    public_key = recover_public_key(signing_digest(tx), signature)
+    if address_of_public_key(public_key) != from_address:
+        refuse("from_address", "is the address whose key signed raw_tx")
+    return NewSubmission(transfer_id, tx_hash(raw_tx), chain_id, from_address, nonce, raw_tx, traceparent)
+
+
+def taken(field: str) -> WalletError:
+    """The refusal of a transfer id or a transaction that is stored with another partner."""
+    return WalletError(Reason.ALREADY_EXISTS, "the submission is stored otherwise", field=field)
