@@ -46,6 +46,7 @@ test: setup ## format, lint, types, imports, generated files, unit and integrati
 	.venv/bin/lint-imports
 	tools/generate_protos.sh --check
 	$(PYTHON) -m tools.generate --check
+	$(PYTHON) -m tools.licences --check
 	$(PYTHON) -m pytest tests/unit tests/integration
 
 .PHONY: bench
@@ -56,6 +57,11 @@ bench: setup ## measure; table on screen, build/bench.json
 format: setup ## format the code
 	.venv/bin/ruff check --fix --quiet .
 	.venv/bin/ruff format --quiet .
+
+.PHONY: generate
+generate: setup ## write what is derived: span attributes, errors, licences
+	$(PYTHON) -m tools.generate
+	$(PYTHON) -m tools.licences
 
 .PHONY: protos
 protos: setup ## regenerate the stubs beside the .proto files
