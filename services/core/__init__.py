@@ -1,1 +1,1 @@
-"""The wallet's vocabulary: pure functions and types, no I/O, no gRPC. Every service may import it; it imports none of them."""
+"""The wallet's vocabulary: pure functions and types, no I/O, no gRPC. Every service may import it; it imports none."""

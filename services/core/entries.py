@@ -23,6 +23,9 @@ MAX_DATA_SIZE = 128 << 10  # of a transaction's call data
 SALT_SIZE = 32
 
 _LINK_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+_WORD = re.compile(r"0x[0-9a-f]{64}")
+_ADDRESS = re.compile(r"0x[0-9a-f]{40}")
+_BLOOM = re.compile(r"0x[0-9a-f]{512}")
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHAIN_ID = re.compile(r"eip155:[1-9][0-9]{0,31}")
 _ACCOUNT = re.compile(r"eip155:[1-9][0-9]{0,31}:0x[0-9a-f]{40}")
@@ -166,9 +169,12 @@ def _check_rows(rows: tuple[Row, ...], body: Mapping[str, Any], prefix: str) -> 
     for field, rule, test, within in rows:
         try:
             value = body[field]
+            passed = test(value)
         except KeyError:
             refuse(prefix + field, "is present (null where it does not apply)")
-        if not test(value):
+        except TypeError:
+            passed = False
+        if not passed:
             refuse(prefix + field, rule)
         if within and value is not None:
             _check_rows(within, value, f"{prefix}{field}.")
@@ -194,7 +200,8 @@ def _check_response(body: Mapping[str, Any]) -> None:
         refuse("body", "is 0x, and headers {}, where there was no HTTP answer")
 
 
-# Tests of one value. Types are compared exactly: a JSON true is not the integer 1.
+# Tests of one value: true or false, or TypeError, which is false. Types are compared exactly: a JSON true is not the
+# integer 1. They run for every field of every entry, so patterns are tests without a function around them.
 
 
 def _is_text(value: Any) -> bool:
@@ -224,51 +231,31 @@ def _is_duration_or_null(value: Any) -> bool:
 def _is_hex(value: Any) -> bool:
     try:
         from_hex(value)
-    except (WalletError, TypeError, AttributeError):
+    except (WalletError, AttributeError):
         return False
     return True
 
 
 def _is_some_hex(value: Any) -> bool:
-    return _is_hex(value) and value != "0x"
+    return value != "0x" and _is_hex(value)
 
 
 def _is_some_hex_or_null(value: Any) -> bool:
     return value is None or _is_some_hex(value)
 
 
-def _is_word(value: Any) -> bool:
-    return type(value) is str and len(value) == 66 and _is_hex(value)
-
-
-def _is_word_or_null(value: Any) -> bool:
-    return value is None or _is_word(value)
-
-
-def _is_address(value: Any) -> bool:
-    return type(value) is str and len(value) == 42 and _is_hex(value)
-
-
-def _is_address_or_null(value: Any) -> bool:
-    return value is None or _is_address(value)
-
-
-def _is_bloom(value: Any) -> bool:
-    return type(value) is str and len(value) == 514 and _is_hex(value)
-
-
 def _is_data(value: Any) -> bool:
-    return _is_hex(value) and len(value) <= 2 + 2 * MAX_DATA_SIZE
+    return value == "0x" or (_is_hex(value) and len(value) <= 2 + 2 * MAX_DATA_SIZE)
 
 
 def _is_wei(value: Any) -> bool:
-    return type(value) is str and _WEI.fullmatch(value) is not None and int(value) < 2**256
+    return _WEI.fullmatch(value) is not None and (len(value) < 78 or int(value) < 2**256)
 
 
 def _is_time(value: Any) -> bool:
     try:
         parse_time(value)
-    except (WalletError, TypeError):
+    except WalletError:
         return False
     return True
 
@@ -295,12 +282,8 @@ def _is_headers(value: Any) -> bool:
     )
 
 
-def _is_node(value: Any) -> bool:
-    return type(value) is str and _NODE.fullmatch(value) is not None
-
-
 def _is_nodes(value: Any) -> bool:
-    return type(value) is list and bool(value) and all(map(_is_node, value)) and len(set(value)) == len(value)
+    return type(value) is list and bool(value) and all(map(_NODE.fullmatch, value)) and len(set(value)) == len(value)
 
 
 def _is_proof(value: Any) -> bool:
@@ -311,13 +294,12 @@ def _is_link_id_or_null(value: Any) -> bool:
     return value is None or (type(value) is str and _LINK_ID.fullmatch(value) is not None)
 
 
-def _matches(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
-    return lambda value: type(value) is str and pattern.fullmatch(value) is not None
+def _null_or(pattern: re.Pattern[str]) -> Callable[[Any], bool]:
+    return lambda value: value is None or pattern.fullmatch(value) is not None
 
 
 def _one_of(*texts: str) -> Callable[[Any], bool]:
-    allowed = frozenset(texts)
-    return lambda value: type(value) is str and value in allowed
+    return frozenset(texts).__contains__
 
 
 class Row(NamedTuple):
@@ -325,11 +307,11 @@ class Row(NamedTuple):
 
     field: str
     rule: str  # completes the sentence "the field …"
-    test: Callable[[Any], bool]
+    test: Callable[[Any], object]  # what it answers is true, or not
     within: tuple[Row, ...] = ()  # the listed members of an object
 
 
-_WORD = "is 32 bytes of 0x-hex"
+_HASH = "is 32 bytes of 0x-hex"
 _TIMESTAMP = "is a UTC time YYYY-MM-DDTHH:MM:SS.ffffffZ"
 _COUNT = "is a whole number from 0"
 _NAME = "is a configured node's name: 1 to 64 characters of A-Z a-z 0-9 . _ -"
@@ -337,15 +319,15 @@ _TEXT_OR_NULL = "is text or null"
 
 _BODIES: dict[Kind, tuple[Row, ...]] = {
     Kind.INTENT: (
-        Row("account", "is chain_id:address (CAIP-10)", _matches(_ACCOUNT)),
-        Row("chain_id", "is eip155:N", _matches(_CHAIN_ID)),
-        Row("from", "is 20 bytes of 0x-hex", _is_address),
-        Row("to", "is 20 bytes of 0x-hex, or null", _is_address_or_null),
+        Row("account", "is chain_id:address (CAIP-10)", _ACCOUNT.fullmatch),
+        Row("chain_id", "is eip155:N", _CHAIN_ID.fullmatch),
+        Row("from", "is 20 bytes of 0x-hex", _ADDRESS.fullmatch),
+        Row("to", "is 20 bytes of 0x-hex, or null", _null_or(_ADDRESS)),
         Row("value_wei", "is a decimal string of 0 … 2**256 - 1 without leading zeros", _is_wei),
         Row("data", f"is 0x-hex of at most {MAX_DATA_SIZE} bytes", _is_data),
         Row("unsigned_tx", "is 0x-hex", _is_some_hex),
-        Row("tx_sign_hash", _WORD, _is_word),
-        Row("signing_digest", _WORD, _is_word),
+        Row("tx_sign_hash", _HASH, _WORD.fullmatch),
+        Row("signing_digest", _HASH, _WORD.fullmatch),
         Row("key_id", "is text", _is_text),
         Row("key_version", _COUNT, _is_count),
         Row(
@@ -354,7 +336,7 @@ _BODIES: dict[Kind, tuple[Row, ...]] = {
             _is_object,
             (
                 Row("version", _COUNT, _is_count),
-                Row("sha256", _WORD, _is_word),
+                Row("sha256", _HASH, _WORD.fullmatch),
                 Row("decision", "is allow or deny", _one_of("allow", "deny")),
                 Row("rules", "is a list of text", _is_texts),
             ),
@@ -367,11 +349,11 @@ _BODIES: dict[Kind, tuple[Row, ...]] = {
     Kind.SIGNATURE: (
         Row("status", "is success, failed or timeout", _one_of("success", "failed", "timeout")),
         Row("algorithm", "is ecdsa_secp256k1", _one_of("ecdsa_secp256k1")),
-        Row("r", _WORD + ", or null", _is_word_or_null),
-        Row("s", _WORD + ", or null", _is_word_or_null),
+        Row("r", _HASH + ", or null", _null_or(_WORD)),
+        Row("s", _HASH + ", or null", _null_or(_WORD)),
         Row("y_parity", "is 0, 1 or null", _is_parity_or_null),
         Row("raw_tx", "is 0x-hex, or null", _is_some_hex_or_null),
-        Row("tx_hash", _WORD + ", or null", _is_word_or_null),
+        Row("tx_hash", _HASH + ", or null", _null_or(_WORD)),
         Row("duration_ms", "is a number from 0, or null", _is_duration_or_null),
         Row(
             "token",
@@ -386,14 +368,14 @@ _BODIES: dict[Kind, tuple[Row, ...]] = {
         Row("error", _TEXT_OR_NULL, _is_text_or_null),
     ),
     Kind.REQUEST: (
-        Row("node", _NAME, _is_node),
+        Row("node", _NAME, _NODE.fullmatch),
         Row("body", "is 0x-hex", _is_some_hex),
         Row(
             "batch",
             "is an object or null",
             _is_object_or_null,
             (
-                Row("sha256", _WORD, _is_word),
+                Row("sha256", _HASH, _WORD.fullmatch),
                 Row("index", _COUNT, _is_count),
                 Row("size", "is a whole number from 1", _is_attempt),
             ),
@@ -402,30 +384,30 @@ _BODIES: dict[Kind, tuple[Row, ...]] = {
         Row("attempt", "is a whole number from 1", _is_attempt),
     ),
     Kind.RESPONSE: (
-        Row("node", _NAME, _is_node),
+        Row("node", _NAME, _NODE.fullmatch),
         Row("attempt", "is a whole number from 1", _is_attempt),
         Row("client_version", _TEXT_OR_NULL, _is_text_or_null),
         Row("http_status", "is 100 … 599, or null", _is_http_status_or_null),
         Row("headers", "is an object of text by lower-case name", _is_headers),
         Row("body", "is 0x-hex", _is_hex),
-        Row("tx_hash", _WORD + ", or null", _is_word_or_null),
+        Row("tx_hash", _HASH + ", or null", _null_or(_WORD)),
         Row("received_at", _TIMESTAMP, _is_time),
     ),
     Kind.INCLUSION: (
         Row("status", "is included, safe or finalized", _one_of("included", "safe", "finalized")),
         Row("block_number", _COUNT, _is_count),
-        Row("block_hash", _WORD, _is_word),
+        Row("block_hash", _HASH, _WORD.fullmatch),
         Row("header_rlp", "is 0x-hex", _is_some_hex),
         Row("transaction_index", _COUNT, _is_count),
         Row("transaction_proof", "is a list of 0x-hex nodes, root first", _is_proof),
         Row("receipt_rlp", "is 0x-hex", _is_some_hex),
         Row("receipt_proof", "is a list of 0x-hex nodes, root first", _is_proof),
-        Row("logs_bloom", "is 256 bytes of 0x-hex", _is_bloom),
-        Row("sha3_uncles", _WORD, _is_word),
+        Row("logs_bloom", "is 256 bytes of 0x-hex", _BLOOM.fullmatch),
+        Row("sha3_uncles", _HASH, _WORD.fullmatch),
         Row("agreeing_nodes", "is a list of distinct node names, at least one", _is_nodes),
     ),
     Kind.REVOCATION: (
-        Row("block_hash", _WORD, _is_word),
+        Row("block_hash", _HASH, _WORD.fullmatch),
         Row("reason", "is text", _is_text),
         Row("depth", _COUNT, _is_count),
     ),

@@ -51,6 +51,7 @@ class Reason(Enum):
     EXECUTION_REVERTED = (Code.FAILED_PRECONDITION, "The node's gas estimate says that the call reverts.")
     NONCE_CONFLICT = (Code.ABORTED, "Another writer took the nonce; the step is to be restarted.")
     LEASE_LOST = (Code.ABORTED, "The lease ended, or a newer holder has a higher fencing token.")
+    TERMS_MISMATCH = (Code.INTERNAL, "The unsigned transaction is not what the transfer's terms ask for.")
     # Signing
     LINK_VOIDED = (Code.FAILED_PRECONDITION, "The link was voided; it is never signed.")
     ALREADY_SIGNED = (Code.FAILED_PRECONDITION, "A signature is stored; the link cannot be voided.")

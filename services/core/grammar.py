@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, NamedTuple, NoReturn
 
@@ -83,8 +83,7 @@ class OpenRequest(NamedTuple):
     sent_at: str
 
 
-@dataclass(frozen=True, slots=True)
-class LinkHead:
+class LinkHead(NamedTuple):
     """Where a link stands, and what the rules need to know of its past.
 
     Hashes and the times of the past are texts, as in the bodies. A closed link keeps no facts but its state, for
@@ -105,7 +104,7 @@ class LinkHead:
     block_hash: str | None = None
 
     def with_leaf_hash(self, leaf_hash: bytes) -> LinkHead:
-        return replace(self, leaf_hash=leaf_hash)
+        return self._replace(leaf_hash=leaf_hash)
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON writes (tuples as arrays); `from_dict` reads them back."""
@@ -192,14 +191,14 @@ def _intent(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     if denied:
         return _closed(head, State.FAILED, at)
     state = State.BUILT if head.state is State.NEW else head.state
-    return replace(head, state=state, step=head.step + 1, at=at, terms=terms, intent_at=format_time(at))
+    return head._replace(state=state, step=head.step + 1, at=at, terms=terms, intent_at=format_time(at))
 
 
 def _signature(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     if not head.intent_at:
         refuse("kind", "is one success per intent", Reason.OUT_OF_ORDER)
     if body["status"] != "success":
-        return replace(head, step=head.step + 1, at=at)
+        return head._replace(step=head.step + 1, at=at)
     tx_hash = body["tx_hash"]
     if to_hex(tx_hash_of(from_hex(body["raw_tx"]))) != tx_hash:
         refuse("tx_hash", "is keccak-256 of raw_tx")
@@ -207,7 +206,7 @@ def _signature(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
         refuse("tx_hash", "is new in the link", Reason.OUT_OF_ORDER)
     signed = (*head.signed, SignedTransaction(tx_hash, head.intent_at, format_time(at), False))
     state = State.SIGNED if head.state is State.BUILT else head.state
-    return replace(head, state=state, step=head.step + 1, at=at, signed=signed, intent_at="")
+    return head._replace(state=state, step=head.step + 1, at=at, signed=signed, intent_at="")
 
 
 def _request(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
@@ -225,12 +224,11 @@ def _request(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     transaction = next((tx for tx in head.signed if tx.tx_hash == tx_hash), None)
     if transaction is None:
         refuse("body", "carries a raw_tx that was signed in this link")
-    sent_at = _not_ahead("sent_at", body["sent_at"], at)
-    if sent_at < parse_time(transaction.signed_at) - CLOCK_TOLERANCE:
+    _not_ahead("sent_at", body["sent_at"], at)
+    if _is_far_before(body["sent_at"], transaction.signed_at):
         refuse("sent_at", "is not more than 5 s before the signature's at", Reason.CLOCK_SKEW)
     request = OpenRequest(node, attempt, tx_hash, request_id, body["sent_at"])
-    return replace(
-        head,
+    return head._replace(
         state=State.SUBMITTED if head.state is State.SIGNED else head.state,
         step=head.step + 1,
         at=at,
@@ -244,8 +242,8 @@ def _response(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     request = next((one for one in head.open_requests if one.node == node and one.attempt == attempt), None)
     if request is None:
         refuse("attempt", "is that of a request to the node without a response", Reason.OUT_OF_ORDER)
-    received_at = _not_ahead("received_at", body["received_at"], at)
-    if received_at < parse_time(request.sent_at) - CLOCK_TOLERANCE:
+    _not_ahead("received_at", body["received_at"], at)
+    if _is_far_before(body["received_at"], request.sent_at):
         refuse("received_at", "is not more than 5 s before sent_at", Reason.CLOCK_SKEW)
     answered = body["http_status"] is not None
     accepted = body["http_status"] == 200 and accepts(from_hex(body["body"]), request.request_id, request.tx_hash)
@@ -255,7 +253,7 @@ def _response(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     if answered:
         signed = tuple(tx._replace(answered=True) if tx.tx_hash == request.tx_hash else tx for tx in signed)
     still_open = tuple(one for one in head.open_requests if one is not request)
-    return replace(head, step=head.step + 1, at=at, signed=signed, open_requests=still_open)
+    return head._replace(step=head.step + 1, at=at, signed=signed, open_requests=still_open)
 
 
 def _inclusion(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
@@ -277,17 +275,17 @@ def _inclusion(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     if status == "finalized":
         return _closed(head, State.FINALIZED, at)
     state = State.SAFE if status == "safe" else State.INCLUDED
-    return replace(head, state=state, step=head.step + 1, at=at, status=status, block_hash=block_hash)
+    return head._replace(state=state, step=head.step + 1, at=at, status=status, block_hash=block_hash)
 
 
 def _revocation(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     if body["block_hash"] != head.block_hash:
         refuse("block_hash", "is that of the current inclusion", Reason.OUT_OF_ORDER)
-    return replace(head, state=State.SUBMITTED, step=head.step + 1, at=at, status=None, block_hash=None)
+    return head._replace(state=State.SUBMITTED, step=head.step + 1, at=at, status=None, block_hash=None)
 
 
 def _administrative(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
-    return replace(head, state=State.ADMINISTRATIVE, step=head.step + 1, at=at)
+    return head._replace(state=State.ADMINISTRATIVE, step=head.step + 1, at=at)
 
 
 _SUBMITTED = frozenset({State.SUBMITTED, State.INCLUDED, State.SAFE})
@@ -314,11 +312,21 @@ def _closed(head: LinkHead, state: State, at: datetime) -> LinkHead:
     return LinkHead(state, head.step + 1, at, head.trace_id, head.leaf_hash)
 
 
-def _not_ahead(field: str, text: str, at: datetime) -> datetime:
-    time = parse_time(text, field)
-    if time > at + CLOCK_TOLERANCE:
+# Times of one form are in order as texts; a well-formed body's need not be parsed to be compared.
+
+
+@lru_cache(maxsize=16)  # the entries of one commit share their time
+def _latest(at: datetime) -> str:
+    return format_time(at + CLOCK_TOLERANCE)
+
+
+def _not_ahead(field: str, time: str, at: datetime) -> None:
+    if time > _latest(at):
         refuse(field, "is not more than 5 s after the log's clock", Reason.CLOCK_SKEW)
-    return time
+
+
+def _is_far_before(time: str, other: str) -> bool:
+    return time < other and parse_time(time) < parse_time(other) - CLOCK_TOLERANCE
 
 
 def _terms(body: dict[str, Any]) -> Terms:

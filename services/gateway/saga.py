@@ -27,6 +27,7 @@ from services.gateway.personal import Client, PersonalVault, requester
 from services.gateway.store import Store
 from services.gateway.telemetry import FAILURE, SAGA, SAGA_GROUP, tracer
 from services.gateway.transfer import State, Transfer, failure_document, failure_error
+from services.gateway.unsigned import check_as_asked
 from services.runtime import attributes
 from services.runtime.rpc_errors import from_item_error
 from services.runtime.telemetry import stored_context, stored_link
@@ -186,7 +187,9 @@ class Saga:
             reply = await self._peers.txbuilder.BuildTransactions(request, timeout=_BATCH_TIMEOUT_S)
             return [_result(result, "built") for result in reply.results]
 
-        answered = found.sort(transfers, await _ask(transfers, single, batch))
+        answers = await _ask(transfers, single, batch)
+        checked = [_as_asked(transfer, answer) for transfer, answer in zip(transfers, answers, strict=True)]
+        answered = found.sort(transfers, checked)
         rows = [(transfer, built.unsigned_tx, built.nonce) for transfer, built in answered]
         kept = await self._store.built(rows)
         for transfer, unsigned_tx, nonce in rows:
@@ -358,6 +361,18 @@ async def _gather(items: Sequence[Any], single: Callable[[Any], Awaitable[Answer
                 return error
 
     return list(await asyncio.gather(*(one(item) for item in items)))
+
+
+def _as_asked(transfer: Transfer, answer: Any) -> Any:
+    """The built transaction, or TERMS_MISMATCH in its place."""
+    if isinstance(answer, WalletError):
+        return answer
+    try:
+        check_as_asked(transfer, answer.unsigned_tx, answer.nonce)
+    except WalletError as error:
+        _log.error("txbuilder built something else", extra={"link_id": transfer.transfer_id, "error": str(error)})
+        return error
+    return answer
 
 
 def _result(result: Any, name: str) -> Any:
