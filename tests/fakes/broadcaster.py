@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from protos.wallet.v1 import broadcaster_pb2, broadcaster_pb2_grpc
-from services.core.errors import WalletError
+from services.core.entries import check_link_id
+from services.core.errors import Reason, WalletError, refuse
+from services.core.transactions import tx_hash
 from services.runtime.rpc_errors import to_item_error
+from services.runtime.telemetry import parse_traceparent
 from tests.fakes.script import Script
 
 SUBMITTED = broadcaster_pb2.SUBMISSION_STATE_SUBMITTED
 INCLUDED = broadcaster_pb2.SUBMISSION_STATE_INCLUDED
 SAFE = broadcaster_pb2.SUBMISSION_STATE_SAFE
 FINALIZED = broadcaster_pb2.SUBMISSION_STATE_FINALIZED
+CHAIN_ID = "eip155:31337"
 
 
 class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
@@ -27,6 +30,7 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         self.submissions: dict[str, broadcaster_pb2.Submission] = {}
         self.requests: list[broadcaster_pb2.SubmitTransactionRequest] = []
         self.watched_after: list[int] = []
+        self._transfer_of: dict[bytes, str] = {}
         self._events: list[broadcaster_pb2.SubmissionEvent] = []
         self._streams_closed = asyncio.Event()
 
@@ -34,16 +38,16 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         submission = self.submissions[transfer_id]
         for state in states:
             submission.state = state  # type: ignore[assignment]
-            if state in (INCLUDED, SAFE, FINALIZED):
-                submission.block_number, submission.receipt_status = 12, 1
-            event = self._add_event(submission)
+            included = state in (INCLUDED, SAFE, FINALIZED)
+            for field in ("block_number", "block_hash", "receipt_status"):
+                submission.ClearField(field)
+            if included:
+                submission.block_number, submission.block_hash, submission.receipt_status = 12, b"\x12" * 32, 1
+            event = broadcaster_pb2.SubmissionEvent(
+                cursor=len(self._events) + 1, submission=submission, fee_paid_wei="21000" if included else ""
+            )
             event.at.GetCurrentTime()
-
-    def _add_event(self, submission: broadcaster_pb2.Submission) -> broadcaster_pb2.SubmissionEvent:
-        event = broadcaster_pb2.SubmissionEvent(cursor=len(self._events) + 1)
-        event.submission.CopyFrom(submission)
-        self._events.append(event)
-        return event
+            self._events.append(event)
 
     def break_streams(self) -> None:
         self._streams_closed.set()
@@ -53,6 +57,7 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         self, request: broadcaster_pb2.SubmitTransactionRequest, context: Any
     ) -> broadcaster_pb2.Submission:
         self.script.begin("SubmitTransaction")
+        _check(request)
         submission = self._submit(request)
         await self.script.end("SubmitTransaction")
         return submission
@@ -61,6 +66,7 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         self, request: broadcaster_pb2.SubmitTransactionsRequest, context: Any
     ) -> broadcaster_pb2.SubmitTransactionsResponse:
         self.script.begin("SubmitTransactions")
+        _check_all(request.items)
         reply = broadcaster_pb2.SubmitTransactionsResponse()
         for item in request.items:
             try:
@@ -69,6 +75,13 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
                 reply.results.add(error=to_item_error(error))
         await self.script.end("SubmitTransactions")
         return reply
+
+    async def GetSubmission(
+        self, request: broadcaster_pb2.GetSubmissionRequest, context: Any
+    ) -> broadcaster_pb2.Submission:
+        if request.transfer_id not in self.submissions:
+            raise WalletError(Reason.NOT_FOUND, Reason.NOT_FOUND.meaning, field="transfer_id")
+        return self.submissions[request.transfer_id]
 
     async def WatchSubmissions(
         self, request: broadcaster_pb2.WatchSubmissionsRequest, context: Any
@@ -86,18 +99,40 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         self, request: broadcaster_pb2.GetBroadcasterStatusRequest, context: Any
     ) -> broadcaster_pb2.BroadcasterStatus:
         self.script.begin("GetBroadcasterStatus")
-        node = broadcaster_pb2.NodeStatus(name="node-a", chain_id="eip155:31337", answering=True, block_number=7)
+        node = broadcaster_pb2.NodeStatus(
+            name="node-a", chain_id=CHAIN_ID, answering=True, block_number=7, client_version="fake/1"
+        )
         return broadcaster_pb2.BroadcasterStatus(nodes=[node], nodes_required=1)
 
     def _submit(self, request: broadcaster_pb2.SubmitTransactionRequest) -> broadcaster_pb2.Submission:
         self.requests.append(request)
-        if request.transfer_id not in self.submissions:
-            submission = broadcaster_pb2.Submission(
-                transfer_id=request.transfer_id,
-                tx_hash=hashlib.sha256(request.raw_tx).digest(),
-                state=broadcaster_pb2.SUBMISSION_STATE_QUEUED,
-            )
-            self.submissions[request.transfer_id] = submission
-            if not self.queue:
-                self.move(request.transfer_id, SUBMITTED)
-        return self.submissions[request.transfer_id]
+        identity = tx_hash(request.raw_tx)
+        stored = self.submissions.get(request.transfer_id)
+        if stored is not None:
+            if stored.tx_hash != identity:
+                raise WalletError(Reason.ALREADY_EXISTS, "stored otherwise", field="transfer_id")
+            return stored
+        if self._transfer_of.setdefault(identity, request.transfer_id) != request.transfer_id:
+            raise WalletError(Reason.ALREADY_EXISTS, "stored otherwise", field="raw_tx")
+        submission = self.submissions[request.transfer_id] = broadcaster_pb2.Submission(
+            transfer_id=request.transfer_id, tx_hash=identity, state=broadcaster_pb2.SUBMISSION_STATE_QUEUED
+        )
+        if not self.queue:
+            self.move(request.transfer_id, SUBMITTED)
+        return submission
+
+
+def _check(request: broadcaster_pb2.SubmitTransactionRequest) -> None:
+    if request.chain_id != CHAIN_ID:
+        raise WalletError(Reason.UNKNOWN_CHAIN, Reason.UNKNOWN_CHAIN.meaning, field="chain_id")
+    check_link_id(request.transfer_id, "transfer_id")
+    if parse_traceparent(request.traceparent) is None:
+        refuse("traceparent", "is a W3C traceparent")
+
+
+def _check_all(items: Iterable[broadcaster_pb2.SubmitTransactionRequest]) -> None:
+    for index, item in enumerate(items):
+        try:
+            _check(item)
+        except WalletError as error:
+            raise WalletError(error.reason, error.message, **{**error.details, "index": index}) from None

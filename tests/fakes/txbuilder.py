@@ -3,54 +3,67 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from protos.wallet.v1 import txbuilder_pb2, txbuilder_pb2_grpc
 from protos.wallet.v1.common_pb2 import Terms
-from services.core.addresses import parse_address
-from services.core.errors import Reason, WalletError
+from services.core.addresses import Address, parse_address
+from services.core.amounts import parse_chain_id, parse_wei
+from services.core.errors import Reason, WalletError, refuse
+from services.core.transactions import Eip1559Transaction, encode_unsigned
 from services.runtime.rpc_errors import to_item_error
+from services.txbuilder.transfers import check_chain, resolve_call, resolve_data, resolve_erc20
 from tests.fakes.script import Script
 
-POOR_VALUE_WEI = "999999"
+# More than BALANCE_WEI, and within what the policy allows.
+POOR_VALUE_WEI = str(50 * 10**18)
+BALANCE_WEI = 10 * 10**18
 UNKNOWN_CHAIN = "eip155:424242"
+_CHAINS = frozenset({"eip155:31337"})
+_GAS_LIMIT, _FEE_WEI, _TIP_WEI = 21_000, 2_000_000_000, 1_000_000_000
+
+
+@dataclass
+class _Sequence:
+    """Nonces of one account. `peek` is what the next build gets."""
+
+    free: list[int] = field(default_factory=list)
+    next: int = 0
+
+    def peek(self) -> int:
+        return self.free[0] if self.free else self.next
+
+    def take(self) -> int:
+        if self.free:
+            return heapq.heappop(self.free)
+        self.next += 1
+        return self.next - 1
 
 
 class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
-    """A value of POOR_VALUE_WEI is more than the account has."""
+    """Each account has BALANCE_WEI for every transfer."""
 
     def __init__(self) -> None:
         self.script = Script()
         self.reserved: dict[str, txbuilder_pb2.BuiltTransaction] = {}
         self.released: list[str] = []
-        self.drafted: list[str] = []
-        self._free: list[int] = []
-        self._next = 0
+        self._requests: dict[str, txbuilder_pb2.BuildTransactionRequest] = {}
+        self._sequences: dict[tuple[str, bytes], _Sequence] = {}
 
     async def ResolveTransfers(
         self, request: txbuilder_pb2.ResolveTransfersRequest, context: Any
     ) -> txbuilder_pb2.ResolveTransfersResponse:
         self.script.begin("ResolveTransfers")
-        terms = []
+        _check_count(request.transfers, "transfers")
+        reply = txbuilder_pb2.ResolveTransfersResponse()
         for index, transfer in enumerate(request.transfers):
-            if transfer.chain_id == UNKNOWN_CHAIN:
-                raise WalletError(Reason.UNKNOWN_CHAIN, "not configured", field="chain_id", rule="known", index=index)
-            data = bytes.fromhex(transfer.data_hex[2:])
-            if transfer.WhichOneof("payload") == "call":
-                if transfer.call.signature != "ping()":
-                    rule = "the arguments fit the signature"
-                    raise WalletError(Reason.INVALID_CALLDATA, rule, field="call.arguments", rule=rule, index=index)
-                data = b"\x5c\x36\xb1\x86"
-            terms.append(
-                Terms(
-                    chain_id=transfer.chain_id,
-                    from_address=transfer.from_address,
-                    to_address=parse_address(transfer.to_address, "to") if transfer.to_address else b"",
-                    value_wei=transfer.value_wei or "0",
-                    data=data,
-                )
-            )
-        return txbuilder_pb2.ResolveTransfersResponse(terms=terms)
+            try:
+                reply.terms.append(_resolve(transfer))
+            except WalletError as error:
+                raise WalletError(error.reason, error.message, **{**error.details, "index": index}) from None
+        return reply
 
     async def BuildTransaction(
         self, request: txbuilder_pb2.BuildTransactionRequest, context: Any
@@ -64,6 +77,11 @@ class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
         self, request: txbuilder_pb2.BuildTransactionsRequest, context: Any
     ) -> txbuilder_pb2.BuildTransactionsResponse:
         self.script.begin("BuildTransactions")
+        _check_count(request.items, "items")
+        if len({(item.terms.chain_id, item.terms.from_address) for item in request.items}) > 1:
+            refuse("items", "are all of one chain and sender")
+        if len({item.transfer_id for item in request.items}) < len(request.items):
+            refuse("items", "are transfers of different ids")
         reply = txbuilder_pb2.BuildTransactionsResponse()
         for item in request.items:
             try:
@@ -77,18 +95,19 @@ class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
         self, request: txbuilder_pb2.BuildTransactionRequest, context: Any
     ) -> txbuilder_pb2.BuiltTransaction:
         self.script.begin("DraftTransaction")
-        self.drafted.append(request.transfer_id)
-        return self._transaction(request, self._free[0] if self._free else self._next)
+        check_chain(request.terms.chain_id, _CHAINS)
+        return _transaction(request, self._sequence(request.terms).peek())
 
     async def ReleaseNonce(
         self, request: txbuilder_pb2.ReleaseNonceRequest, context: Any
     ) -> txbuilder_pb2.ReleaseNonceResponse:
         self.script.begin("ReleaseNonce")
         built = self.reserved.pop(request.transfer_id, None)
-        if built is None:
-            raise WalletError(Reason.NOT_FOUND, "no reservation")
-        heapq.heappush(self._free, built.nonce)
-        self.released.append(request.transfer_id)
+        if built is not None:
+            sequence = self._sequence(self._requests[request.transfer_id].terms)
+            heapq.heappush(sequence.free, built.nonce)
+        if request.transfer_id not in self.released:
+            self.released.append(request.transfer_id)
         await self.script.end("ReleaseNonce")
         return txbuilder_pb2.ReleaseNonceResponse()
 
@@ -96,19 +115,75 @@ class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
         self, request: txbuilder_pb2.GetBuilderStatusRequest, context: Any
     ) -> txbuilder_pb2.BuilderStatus:
         self.script.begin("GetBuilderStatus")
-        chain = txbuilder_pb2.ChainStatus(chain_id="eip155:31337", nodes_answering=3, nodes_required=2, block_number=7)
+        chain = txbuilder_pb2.ChainStatus(
+            chain_id="eip155:31337", nodes_answering=3, nodes_required=2, block_number=7, base_fee_wei="1000000000"
+        )
         return txbuilder_pb2.BuilderStatus(lock_available=True, chains=[chain])
 
-    def _build(self, request: txbuilder_pb2.BuildTransactionRequest) -> txbuilder_pb2.BuiltTransaction:
-        if request.transfer_id not in self.reserved:
-            if request.terms.value_wei == POOR_VALUE_WEI:
-                raise WalletError(Reason.INSUFFICIENT_FUNDS, "cannot pay", field="value_wei", rule="within the balance")
-            nonce = heapq.heappop(self._free) if self._free else self._next
-            self._next = max(self._next, nonce + 1)
-            self.reserved[request.transfer_id] = self._transaction(request, nonce)
-        return self.reserved[request.transfer_id]
+    def _sequence(self, terms: Terms) -> _Sequence:
+        return self._sequences.setdefault((terms.chain_id, terms.from_address), _Sequence())
 
-    @staticmethod
-    def _transaction(request: txbuilder_pb2.BuildTransactionRequest, nonce: int) -> txbuilder_pb2.BuiltTransaction:
-        unsigned_tx = b"\x02unsigned:" + str(nonce).encode() + b":" + request.terms.SerializeToString()
-        return txbuilder_pb2.BuiltTransaction(transfer_id=request.transfer_id, unsigned_tx=unsigned_tx, nonce=nonce)
+    def _build(self, request: txbuilder_pb2.BuildTransactionRequest) -> txbuilder_pb2.BuiltTransaction:
+        check_chain(request.terms.chain_id, _CHAINS)
+        if request.transfer_id in self.released:
+            raise WalletError(Reason.LINK_VOIDED, "its nonce was given back", field="transfer_id")
+        if request.transfer_id in self.reserved:
+            if self._requests[request.transfer_id] != request:
+                raise WalletError(Reason.ALREADY_EXISTS, "built before", field="terms", rule="are those of before")
+            return self.reserved[request.transfer_id]
+        if int(request.terms.value_wei) > BALANCE_WEI:
+            raise WalletError(
+                Reason.INSUFFICIENT_FUNDS, "cannot pay", field="value_wei", rule="is within the balance, fee included"
+            )
+        self._requests[request.transfer_id] = request
+        built = self.reserved[request.transfer_id] = _transaction(request, self._sequence(request.terms).take())
+        return built
+
+
+def _check_count(items: Sequence[object], name: str) -> None:
+    if not 1 <= len(items) <= 1_000:
+        refuse(name, "has 1 to 1000 items")
+
+
+def _resolve(transfer: txbuilder_pb2.TransferRequest) -> Terms:
+    check_chain(transfer.chain_id, _CHAINS)
+    to, data = parse_address(transfer.to_address, "to") if transfer.to_address else None, b""
+    match transfer.WhichOneof("payload"):
+        case "erc20":
+            to, data = resolve_erc20(transfer.to_address, transfer.erc20.token_address, transfer.erc20.amount)
+        case "call":
+            data = resolve_call(transfer.call.signature, transfer.call.arguments_json)
+        case "data_hex":
+            data = resolve_data(transfer.data_hex)
+        case None if not transfer.value_wei:
+            refuse("value_wei", "is there for a plain transfer")
+    if to is None and not data:
+        refuse("to", "is there unless data creates a contract")
+    return Terms(
+        chain_id=transfer.chain_id,
+        from_address=transfer.from_address,
+        to_address=to or b"",
+        value_wei=str(parse_wei(transfer.value_wei or "0", "value_wei")),
+        data=data,
+    )
+
+
+def _transaction(request: txbuilder_pb2.BuildTransactionRequest, nonce: int) -> txbuilder_pb2.BuiltTransaction:
+    terms = request.terms
+    tx = Eip1559Transaction(
+        parse_chain_id(terms.chain_id, "chain_id"),
+        nonce,
+        _TIP_WEI,
+        _FEE_WEI,
+        _GAS_LIMIT,
+        Address(terms.to_address) if terms.to_address else None,
+        int(terms.value_wei),
+        terms.data,
+    )
+    return txbuilder_pb2.BuiltTransaction(
+        transfer_id=request.transfer_id,
+        unsigned_tx=encode_unsigned(tx),
+        nonce=nonce,
+        gas_limit=_GAS_LIMIT,
+        max_fee_wei=str(_GAS_LIMIT * _FEE_WEI),
+    )

@@ -2,56 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
 from services.runtime.migrations import migrate
-from services.runtime.settings import DatabaseSettings
+from tests.integration.dependencies import Dependencies, OwnPostgres, ServiceDatabase, run_to_end
 from tools.stack.authority import Authority
 from tools.stack.chain import EmbeddedChain
-from tools.stack.ports import Ports
-from tools.stack.postgres import DatabaseServer, EmbeddedPostgres, ServiceRoles, create_roles, create_schemas
-from tools.stack.processes import ProcessSpec, ProcessTable
+from tools.stack.options import External, StackOptions
+from tools.stack.postgres import DatabaseServer, EmbeddedPostgres, create_roles, create_schemas
 from tools.stack.redis_server import EmbeddedRedis
 from tools.stack.services import SERVICE_NAMES
-from tools.stack.shutdown import end_stack, run_directory
+from tools.stack.stack import Stack
 from tools.stack.supervisor import Supervisor
 from tools.stack.tokens import Token, create_softhsm_token
 
-
-def _run(step: Coroutine[Any, Any, None]) -> None:
-    """Run to the end in a thread of its own: a fixture may be asked for inside a running loop."""
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(asyncio.run, step).result()
-
-
-class Dependencies:
-    """The processes of this test run."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.ports = Ports()
-        self._table = ProcessTable(run_directory(directory))
-
-    def launch(self, spec: ProcessSpec) -> None:
-        _run(self._table.launch(spec))
-
-    def end(self, name: str) -> None:
-        self._table.end([name])
-
-    def end_all(self) -> None:
-        end_stack(self.directory, self._table)
+# Spans are stored soon after they end, so that tests need not wait the exporter's five seconds. Unit: ms.
+_EXPORT_SOON = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
 
 
 @pytest.fixture(scope="session")
@@ -69,47 +43,19 @@ def dependencies() -> Iterator[Dependencies]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class ServiceDatabase:
-    """A fresh, migrated database of one service, as its settings name it."""
-
-    server: DatabaseServer
-    service: str
-    roles: ServiceRoles
-
-    @property
-    def url(self) -> str:
-        return self.server.role_url(self.service)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            "WALLET_DATABASE_URL": self.url,
-            "WALLET_DATABASE_PASSWORD_FILE": str(self.roles.password_file),
-            "WALLET_DATABASE_OWNER_PASSWORD_FILE": str(self.roles.owner_password_file),
-        }
-
-    @property
-    def settings(self) -> DatabaseSettings:
-        """What the running service is told."""
-        return DatabaseSettings(database_url=self.url, database_password_file=self.roles.password_file)
-
-    @property
-    def owner_settings(self) -> DatabaseSettings:
-        """What `migrate` is told."""
-        return DatabaseSettings(
-            database_url=self.url,
-            database_password_file=self.roles.password_file,
-            database_owner_password_file=self.roles.owner_password_file,
-        )
-
-
 @pytest.fixture(scope="session")
 def postgres(dependencies: Dependencies) -> DatabaseServer:
     """A real server, by its superuser: `postgres.execute(sql)`, `postgres.database(name)`."""
     embedded = EmbeddedPostgres(dependencies.directory / "postgres", dependencies.directory / "postgres.log")
     dependencies.launch(embedded.spec)
     return embedded.server
+
+
+@pytest.fixture(scope="session")
+def own_postgres(dependencies: Dependencies) -> Callable[[], OwnPostgres]:
+    """`with own_postgres() as server:` one to stop and to start again."""
+    numbers = itertools.count(1)
+    return lambda: OwnPostgres(dependencies, f"postgres-{next(numbers)}")
 
 
 class _Templates:
@@ -127,7 +73,7 @@ class _Templates:
             self._server.execute(f'CREATE DATABASE "{template}"')
             migrated = ServiceDatabase(self._server.database(template), service, self._roles[service])
             create_schemas(migrated.server, SERVICE_NAMES)
-            _run(migrate(service, migrated.owner_settings))
+            run_to_end(migrate(service, migrated.owner_settings))
             self._made.add(template)
         name = f"{service}_{next(self._numbers)}"
         self._server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
@@ -209,6 +155,29 @@ def start_anvil(dependencies: Dependencies) -> Iterator[Callable[..., str]]:
 def anvil(start_anvil: Callable[..., str]) -> str:
     """URL of a new chain that mines a block for each transaction at once."""
     return start_anvil()
+
+
+@pytest.fixture(scope="session")
+def whole_stack() -> Iterator[Stack]:
+    """Every service on real databases, tokens and a chain; one for all tests that take it. Who kills, heals."""
+    # Not under pytest's temporary directory: every test run that starts closes that to PostgreSQL's user.
+    directory = Path(tempfile.mkdtemp(prefix="goldenlink-suite-"))
+    directory.chmod(0o755)
+    options = StackOptions(
+        block_time_s=0.5,
+        supervised=True,
+        environment=dict.fromkeys(SERVICE_NAMES, _EXPORT_SOON),
+        external=External(),
+    )
+    stack = Stack(directory / "stack", options)
+    try:
+        run_to_end(stack.start())
+        try:
+            yield stack
+        finally:
+            run_to_end(stack.stop())
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

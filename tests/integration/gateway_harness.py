@@ -13,16 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from grpc import aio
 
-from protos.wallet.v1 import (
-    broadcaster_pb2_grpc,
-    evidence_pb2_grpc,
-    keys_pb2_grpc,
-    signer_pb2_grpc,
-    tracestore_pb2_grpc,
-    txbuilder_pb2_grpc,
-)
 from services.gateway.app import create_app
 from services.gateway.credentials import Role
 from services.gateway.gateway import Gateway
@@ -33,49 +24,10 @@ from services.gateway.settings import GatewaySettings
 from services.gateway.store import Store
 from services.gateway.token_command import create_token
 from services.runtime.db import Database
-from services.runtime.server import GrpcServer
-from services.runtime.settings import ServiceSettings
-from tests.fakes.broadcaster import FakeBroadcaster
-from tests.fakes.links import FakeLinks
-from tests.fakes.signer import FakeSigner
-from tests.fakes.tracestore import FakeTraceStore
-from tests.fakes.txbuilder import FakeTxBuilder
-from tests.fakes.wallets import FakeWallets
+from tests.fakes.suite import FakeSuite
 
 RECEIVER = "0x" + "11" * 20
 DEADLINE_S = 20.0
-
-
-@dataclass
-class FakeSuite:
-    """The peers, each a gRPC server with its own certificate."""
-
-    keys: FakeWallets = field(default_factory=FakeWallets)
-    txbuilder: FakeTxBuilder = field(default_factory=FakeTxBuilder)
-    signer: FakeSigner = field(default_factory=FakeSigner)
-    broadcaster: FakeBroadcaster = field(default_factory=FakeBroadcaster)
-    evidence: FakeLinks = field(default_factory=FakeLinks)
-    tracestore: FakeTraceStore = field(default_factory=FakeTraceStore)
-    addresses: dict[str, str] = field(default_factory=dict)
-
-    @asynccontextmanager
-    async def serve(self, tls_dir: Callable[[str], Path]) -> AsyncIterator[FakeSuite]:
-        add: dict[str, Callable[[Any, aio.Server], None]] = {
-            "keys": keys_pb2_grpc.add_KeysServicer_to_server,
-            "txbuilder": txbuilder_pb2_grpc.add_TxBuilderServicer_to_server,
-            "signer": signer_pb2_grpc.add_SignerServicer_to_server,
-            "broadcaster": broadcaster_pb2_grpc.add_BroadcasterServicer_to_server,
-            "evidence": evidence_pb2_grpc.add_EvidenceServicer_to_server,
-            "tracestore": tracestore_pb2_grpc.add_TraceStoreServicer_to_server,
-        }
-        async with contextlib.AsyncExitStack() as stack:
-            for name, add_servicer in add.items():
-                settings = ServiceSettings(listen="127.0.0.1:0", tls_dir=tls_dir(name), shutdown_grace_s=0.1)
-                server = GrpcServer(name, settings, [])
-                add_servicer(getattr(self, name), server.grpc)
-                await stack.enter_async_context(server)
-                self.addresses[name] = f"127.0.0.1:{server.port}"
-            yield self
 
 
 @dataclass

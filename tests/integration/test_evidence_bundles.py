@@ -99,7 +99,7 @@ class RandomLink:
         self._chance = chance
         self._at = 0.0
         self._type = chance.choice([0, 1, 2])
-        self._tx = forge.Tx(tx_type=self._type)
+        self._tx = self._proposed = forge.Tx(tx_type=self._type)
         self._signed: list[forge.Draft] = []
         self._mined: forge.Draft | None = None
 
@@ -121,8 +121,8 @@ class RandomLink:
         attempt, node = self._chance.choice([1, 1, 2, 3]), self._chance.choice(["node-a", "node-a", "node-b"])
         if kind == "intent":
             if self._signed:
-                self._tx = forge.Tx(tx_type=self._type, fee=self._chance.randrange(3, 9) * 10**9)
-            return forge.intent(self._tx, self._skewed(), self._chance.choice(["allow"] * 9 + ["deny"]))
+                self._proposed = forge.Tx(tx_type=self._type, fee=self._chance.randrange(3, 9) * 10**9)
+            return forge.intent(self._proposed, self._skewed(), self._chance.choice(["allow"] * 9 + ["deny"]))
         if kind == "signature":
             return forge.signature(self._tx)
         if kind == "failed":
@@ -147,7 +147,10 @@ class RandomLink:
         return block.inclusion(self._chance.choice(["included", "included", "safe", "finalized"]), 0, nodes)
 
     def accepted(self, draft: forge.Draft) -> None:
-        if draft.kind == "signature" and draft.body["status"] == "success":
+        if draft.kind == "intent":
+            # Only what was entered is signed: whose transaction a signature is of, the log leaves to the signer.
+            self._tx = self._proposed
+        elif draft.kind == "signature" and draft.body["status"] == "success":
             self._signed.append(draft)
         elif draft.kind == "inclusion":
             self._mined = draft

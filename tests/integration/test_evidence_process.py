@@ -18,7 +18,7 @@ import pytest
 
 from services.core.errors import Reason, WalletError
 from services.core.merkle import Frontier
-from tests.integration.embedded import RunningPostgres
+from tests.integration.dependencies import OwnPostgres
 from tests.integration.running_evidence import Client, EvidenceProcess, entry
 
 Start = Callable[..., EvidenceProcess]
@@ -241,19 +241,19 @@ async def test_another_token_key_is_noticed_and_a_wrong_pin_ends_the_process(
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[RunningPostgres]:
-    with RunningPostgres() as postgres:
+def stoppable(own_postgres: Callable[[], OwnPostgres]) -> Iterator[OwnPostgres]:
+    with own_postgres() as postgres:
         yield postgres
 
 
 async def test_database_gone_for_ten_seconds(
-    own_postgres: RunningPostgres,
+    stoppable: OwnPostgres,
     dependencies: Any,
     dev_ca: Callable[[str], Path],
     softhsm_token: Callable[[str], Any],
     tmp_path: Path,
 ) -> None:
-    database = await asyncio.to_thread(own_postgres.prepare, "evidence")
+    database = (await asyncio.to_thread(stoppable.migrated, "evidence")).environment
     evidence = EvidenceProcess(
         database, dev_ca, softhsm_token("evidence"), tmp_path, dependencies.ports.free(), dependencies.ports.free()
     )
@@ -261,7 +261,7 @@ async def test_database_gone_for_ten_seconds(
         acknowledged: dict[str, int] = {}
         callers = [asyncio.create_task(append_until_stopped(client, number, acknowledged)) for number in range(8)]
         await reached(acknowledged, 100)
-        await asyncio.to_thread(own_postgres.stop)
+        await asyncio.to_thread(stoppable.stop)
         await asyncio.gather(*callers)
         gone = time.monotonic()
         status = await client.until(lambda status: not status.appending)
@@ -274,11 +274,11 @@ async def test_database_gone_for_ten_seconds(
             refusals += 1
             await asyncio.sleep(0.5)
         assert refusals >= 10
-        await asyncio.to_thread(own_postgres.start)
+        await asyncio.to_thread(stoppable.start)
         back = time.monotonic()
         await client.until(lambda status: status.appending)
         assert time.monotonic() - back < 3
-        stored = stored_log(own_postgres.execute)
+        stored = stored_log(stoppable.execute)
         assert {link_id: stored.get(link_id) for link_id in acknowledged} == acknowledged
         assert (await client.append(entry("key:meanwhile"))).index == len(stored)
 
@@ -295,17 +295,14 @@ async def test_database_gone_for_ten_seconds(
         calls = asyncio.gather(*(insist(link_id) for link_id in links))
         cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'evidence'"
         for _ in range(10):
-            await asyncio.to_thread(own_postgres.execute, cut)
+            await asyncio.to_thread(stoppable.execute, cut)
         indexes = await calls
-        stored = stored_log(own_postgres.execute)
+        stored = stored_log(stoppable.execute)
         assert [stored[link_id] for link_id in links] == indexes
         assert len(set(indexes)) == len(links)
         # Hung, not gone: nothing is answered before it is durable, and it goes on by itself.
-        postmaster = own_postgres._process
-        assert postmaster is not None
         backends = [
-            int(pid)
-            for pid in own_postgres.execute("SELECT pid FROM pg_stat_activity WHERE usename = 'evidence'").split()
+            int(pid) for pid in stoppable.execute("SELECT pid FROM pg_stat_activity WHERE usename = 'evidence'").split()
         ]
         for pid in backends:
             os.kill(pid, signal.SIGSTOP)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -166,7 +167,7 @@ async def test_insufficient_funds_fail_without_a_nonce(client: Client, bench: Be
     transfer_id = (await client.post(plain(POOR_VALUE_WEI))).json()["id"]
     failure = (await client.until(transfer_id, "FAILED"))["failure"]
     assert failure["reason"] == "INSUFFICIENT_FUNDS"
-    assert failure["details"] == {"field": "value_wei", "rule": "within the balance"}
+    assert failure["details"] == {"field": "value_wei", "rule": "is within the balance, fee included"}
     assert bench.suite.signer.script.calls["VoidLink"] == 0
 
 
@@ -276,7 +277,7 @@ async def test_a_batch_with_bad_items_names_each_and_stores_none(client: Client)
     items = [plain(), {**plain(), "account_id": "nobody"}, plain()]
     body = problem(await client.post_batch(items), 404, "NOT_FOUND")
     assert [(error["index"], error["field"]) for error in body["errors"]] == [(1, "account_id")]
-    bad_call = plain(value_wei=None, call={"signature": "pong()", "arguments": []})
+    bad_call = plain(value_wei=None, call={"signature": "pong(uint256)", "arguments": []})
     body = problem(await client.post_batch([plain(), bad_call, plain(), bad_call]), 400, "INVALID_CALLDATA")
     assert [(error["index"], error["field"]) for error in body["errors"]] == [
         (1, "call.arguments"),
@@ -371,7 +372,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"data": "0x" + "00" * (128 * 1024 + 1)}, "data", "INVALID_CALLDATA"),
     ({"data": "0x", "call": {"signature": "ping()", "arguments": []}}, "data", "INVALID_REQUEST"),
     ({"call": {"signature": "ping()", "arguments": [2**60]}}, "call.arguments", "INVALID_CALLDATA"),
-    ({"call": {"signature": "pong()", "arguments": []}}, "call.arguments", "INVALID_CALLDATA"),
+    ({"call": {"signature": "pong(uint256)", "arguments": []}}, "call.arguments", "INVALID_CALLDATA"),
     ({"erc20": {"token": RECEIVER, "amount": 5}}, "erc20.amount", "INVALID_AMOUNT"),
     ({"type": "blob"}, "type", "INVALID_REQUEST"),
 ]
@@ -645,7 +646,7 @@ async def test_links_bundles_traces_and_policy(client: Client, bench: Bench) -> 
         name="x", trace_id=bytes.fromhex(TRACE), span_id=bytes(7) + b"\x01", kind=2
     )
     span.status.code = 2
-    bench.suite.tracestore.traces[TRACE] = [stored.SerializeToString()]
+    bench.suite.tracestore.add(ExportTraceServiceRequest(resource_spans=[stored]))
     (found,) = (await client.http.get(f"/v1/traces/{TRACE}")).json()["resourceSpans"]
     assert found["scopeSpans"][0]["spans"][0] == {
         "name": "x",

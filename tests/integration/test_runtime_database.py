@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 from sqlalchemy import text
@@ -11,23 +11,28 @@ from sqlalchemy import text
 from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
 from services.runtime.migrations import migrate
-from tests.integration.embedded import RunningPostgres, database_settings
+from tests.integration.dependencies import OwnPostgres, ServiceDatabase
 
 
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[RunningPostgres]:
-    with RunningPostgres() as server:
+def stoppable(own_postgres: Callable[[], OwnPostgres]) -> Iterator[OwnPostgres]:
+    with own_postgres() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def environment(postgres: RunningPostgres) -> dict[str, str]:
-    return postgres.prepare("tracestore")
+def migrated(stoppable: OwnPostgres) -> ServiceDatabase:
+    return stoppable.migrated("tracestore")
+
+
+def impatient(database: ServiceDatabase) -> Database:
+    """As the service opens it, with as little patience as a test has."""
+    return Database(database.settings.model_copy(update={"database_timeout_s": 2.0}))
 
 
 @pytest.fixture
-async def database(environment: dict[str, str]) -> AsyncIterator[Database]:
-    database = Database(database_settings(environment))
+async def database(migrated: ServiceDatabase) -> AsyncIterator[Database]:
+    database = impatient(migrated)
     yield database
     await database.close()
 
@@ -38,47 +43,47 @@ async def ask(database: Database) -> int:
 
 
 async def test_stopped_server_is_unavailable_and_its_return_is_noticed_at_once(
-    postgres: RunningPostgres, database: Database
+    stoppable: OwnPostgres, database: Database
 ) -> None:
     assert await asyncio.gather(*(ask(database) for _ in range(5))) == [1] * 5
-    await asyncio.to_thread(postgres.stop)
+    await asyncio.to_thread(stoppable.stop)
     for _ in range(6):
         with pytest.raises(WalletError) as raised:
             await ask(database)
         assert raised.value.reason is Reason.DATABASE_UNAVAILABLE
-    await asyncio.to_thread(postgres.start)
+    await asyncio.to_thread(stoppable.start)
     assert await asyncio.gather(*(ask(database) for _ in range(5))) == [1] * 5
 
 
-async def test_restart_between_two_calls_is_not_noticed(postgres: RunningPostgres, database: Database) -> None:
+async def test_restart_between_two_calls_is_not_noticed(stoppable: OwnPostgres, database: Database) -> None:
     assert await asyncio.gather(*(ask(database) for _ in range(5))) == [1] * 5
-    await asyncio.to_thread(postgres.stop)
-    await asyncio.to_thread(postgres.start)
+    await asyncio.to_thread(stoppable.stop)
+    await asyncio.to_thread(stoppable.start)
     assert await asyncio.gather(*(ask(database) for _ in range(5))) == [1] * 5
 
 
 async def test_server_that_stops_within_a_transaction_is_unavailable(
-    postgres: RunningPostgres, database: Database
+    stoppable: OwnPostgres, database: Database
 ) -> None:
     async def interrupted() -> None:
         async with database.begin() as connection:
             await connection.execute(text("SELECT 1"))
-            await asyncio.to_thread(postgres.stop)
+            await asyncio.to_thread(stoppable.stop)
             await connection.execute(text("SELECT 1"))
 
     with pytest.raises(WalletError) as raised:
         await interrupted()
     assert raised.value.reason is Reason.DATABASE_UNAVAILABLE
-    await asyncio.to_thread(postgres.start)
+    await asyncio.to_thread(stoppable.start)
 
 
-async def test_server_that_is_starting_is_unavailable(postgres: RunningPostgres, environment: dict[str, str]) -> None:
+async def test_server_that_is_starting_is_unavailable(stoppable: OwnPostgres, migrated: ServiceDatabase) -> None:
     # 57P03 while it starts, 53300 when it is full: both mean "not now" to a new connection.
-    postgres.execute('ALTER ROLE "tracestore" CONNECTION LIMIT 0')
-    database = Database(database_settings(environment))
+    stoppable.execute('ALTER ROLE "tracestore" CONNECTION LIMIT 0')
+    database = impatient(migrated)
     with pytest.raises(WalletError) as raised:
         await ask(database)
-    postgres.execute('ALTER ROLE "tracestore" CONNECTION LIMIT -1')
+    stoppable.execute('ALTER ROLE "tracestore" CONNECTION LIMIT -1')
     assert raised.value.reason is Reason.DATABASE_UNAVAILABLE
     assert await ask(database) == 1
     await database.close()
@@ -104,6 +109,5 @@ async def test_pool_of_five_that_stays_busy_is_unavailable(database: Database) -
     assert await ask(database) == 1
 
 
-async def test_migrating_twice_and_at_once_changes_nothing(environment: dict[str, str]) -> None:
-    settings = database_settings(environment)
-    await asyncio.gather(*(migrate("tracestore", settings) for _ in range(3)))
+async def test_migrating_twice_and_at_once_changes_nothing(migrated: ServiceDatabase) -> None:
+    await asyncio.gather(*(migrate("tracestore", migrated.owner_settings) for _ in range(3)))

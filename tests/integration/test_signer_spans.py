@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from services.core.errors import Reason, WalletError
 from services.runtime import attributes
 from services.runtime.db import Database
-from services.signer import telemetry
+from services.runtime.telemetry import stored_context
 from services.signer.service import SignerService
 from tests.fakes.keys import FakeKeys
 from tests.integration.conftest import ServiceDatabase
@@ -27,7 +27,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
     return exporter
 
 
@@ -93,9 +93,8 @@ async def test_a_batch_has_one_token_call_in_its_own_trace_and_a_linked_span_an_
 
 async def test_a_call_in_the_transfers_own_trace_is_its_parent(signer: Harness, spans: InMemorySpanExporter) -> None:
     request = signer.request("t-1", 0)
-    parent = trace.set_span_in_context(telemetry.start_signature_span(request.traceparent, {}))
     tracer = TracerProvider().get_tracer("test")
-    with tracer.start_as_current_span("call", parent) as call:
+    with tracer.start_as_current_span("call", stored_context(request.traceparent)) as call:
         await signer.sign(request)
     (signature,) = _named(spans, "signer.signature")
     assert signature.parent == call.get_span_context()

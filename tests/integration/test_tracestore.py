@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from protos.wallet.v1 import tracestore_pb2, tracestore_pb2_grpc
 from services.core.errors import Reason, WalletError
 from services.runtime.channel import PeerChannel
 from services.runtime.settings import ServiceSettings
-from tests.integration.embedded import RunningPostgres
+from tests.integration.dependencies import OwnPostgres
 from tools.stack.authority import Authority
 
 # A process that makes one span the way every service does, and ends.
@@ -49,7 +49,7 @@ stop_telemetry()
 class Store:
     """What is needed to run tracestore and to call it."""
 
-    postgres: RunningPostgres
+    postgres: OwnPostgres
     authority: Authority
     database: dict[str, str]
     port: int
@@ -97,13 +97,14 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def store(tmp_path_factory: pytest.TempPathFactory, own_postgres: Callable[[], OwnPostgres]) -> Iterator[Store]:
     directory = tmp_path_factory.mktemp("tracestore")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with RunningPostgres() as postgres:
-        yield Store(postgres, Authority(directory / "tls"), postgres.prepare("tracestore"), port, directory / "log")
+    with own_postgres() as postgres:
+        database = postgres.migrated("tracestore").environment
+        yield Store(postgres, Authority(directory / "tls"), database, port, directory / "log")
 
 
 class Client:

@@ -130,3 +130,42 @@ def test_times_both_ways(naive):
 def test_other_times_are_refused(text):
     with pytest.raises(WalletError, match="UTC time"):
         parse_time(text)
+
+
+def canonical_in_two_steps(data):
+    """Whether `data` is what the library writes of what Python reads in it."""
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=lambda pairs: dict(pairs) if len(dict(pairs)) == len(pairs) else 1 / 0
+        )
+        return type(value) is dict and rfc8785.dumps(value) == data
+    except (ValueError, ZeroDivisionError):
+        return False
+
+
+@given(
+    st.dictionaries(KEYS, VALUES, max_size=4).filter(lambda value: len(repr(value)) < 500),
+    st.sampled_from([{}, {"separators": (",", ":")}, {"separators": (",", ":"), "sort_keys": True}]),
+    st.booleans(),
+    st.integers(0, 400),
+    st.sampled_from([b"", b" ", b"\n", b"0", b"-", b"e5", b".0", b'"', b"\\", b"\x7f", b'"a":1,', b"[", b"}", b"NaN"]),
+)
+def test_exactly_the_canonical_documents_are_read(value, style, ascii_only, place, noise):
+    text = json.dumps(value, ensure_ascii=ascii_only, **style).encode("utf-8", "surrogatepass")
+    data = text[:place] + noise + text[place:]
+    try:
+        read = parse_canonical(data)
+    except WalletError:
+        assert not canonical_in_two_steps(data) or abs(largest_integer(json.loads(data))) > 2**53 - 1
+    else:
+        assert canonical_in_two_steps(data)
+        assert read == json.loads(data)
+
+
+def largest_integer(value):
+    """The number that is farthest from 0 among the integers, and the floats that are whole, in a document."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return max(map(largest_integer, value), key=abs, default=0)
+    return value if type(value) in (int, float) else 0

@@ -49,6 +49,8 @@ def test_a_call_by_signature_is_the_same_call() -> None:
         (lambda: resolve_data("0xabc"), Reason.INVALID_CALLDATA, "data"),
         (lambda: resolve_data("0x" + "00" * (128 * 1024 + 1)), Reason.INVALID_CALLDATA, "data"),
         (lambda: resolve_call("transfer(address,uint256)", "{}"), Reason.INVALID_CALLDATA, "call.arguments"),
+        (lambda: resolve_call("transfer(address)", "[1, 2]"), Reason.INVALID_CALLDATA, "call.arguments"),
+        (lambda: resolve_call("transfer (address)", "[1]"), Reason.INVALID_CALLDATA, "call.signature"),
         (lambda: check_chain("eip155:5", frozenset({"eip155:1"})), Reason.UNKNOWN_CHAIN, "chain_id"),
         (lambda: check_chain("solana:1", frozenset({"eip155:1"})), Reason.INVALID_REQUEST, "chain_id"),
         (lambda: check_options(Options(2, Fees(gas_price_wei=1))), Reason.INVALID_REQUEST, "gas_price_wei"),
