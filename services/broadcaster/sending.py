@@ -202,15 +202,15 @@ class Sender:
         Raises:
             WalletError: NODE_UNAVAILABLE when there is none.
         """
-        healthy: list[Node] = []
-        for node in self._chain.preferred():
-            if node.is_resting and len(healthy) >= self._chain.required:
-                break
-            try:
-                await node.greet()
-                healthy.append(node)
-            except WalletError as error:
-                _log.warning("a node does not greet", extra=_facts(error))
+        greeted: set[str] = set()
+        for node, answer in await self._chain.ask_all(lambda node: node.greet()):
+            if isinstance(answer, WalletError):
+                _log.warning("a node does not greet", extra=_facts(answer))
+            else:
+                greeted.add(node.name)
+        known = [node for node in self._chain.nodes if node.name in greeted]
+        rested = [node for node in known if not node.is_resting]
+        healthy = rested if len(rested) >= self._chain.required else known
         if not healthy:
             raise WalletError(Reason.NODE_UNAVAILABLE, "no node answers", chain_id=self._chain.chain_id)
         return healthy

@@ -1,7 +1,7 @@
 """The watch over one chain: blocks that k nodes agree on, the proofs found in them, and how final they are.
 
 A look, `watch_interval_s` apart:
-(1) Ask every node for its safe and finalized block and for the blocks after ours.
+(1) Ask every node for its safe and finalized block and for the blocks after ours; go on once k have answered.
 (2) Extend our chain by what k nodes give the same hash for, each block's parent being the one before it.
 (3) Where a block holds transactions of ours: fetch it whole, and prove them (`inclusion`).
 (4) Commit blocks and proofs, and decide which inclusion entries are due.
@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _AHEAD = 4  # blocks asked for at a look
 _ENTRIES = 1_000  # inclusion entries at a step
 _LONGEST_PAUSE_S = 5.0
+_GRACE_S = 0.1  # for the other nodes, once k have answered a look
 _NONE = Height(-1, ())
 
 
@@ -98,6 +99,9 @@ class Watcher:
         self._blocks: dict[int, bytes] = {}
         self._safe_since: list[tuple[float, int]] = []
         self._revisits: set[bytes] = set()
+        # By node name: the question that is on its way, and what was wrong with the last answer.
+        self._asked: dict[str, asyncio.Task[_View]] = {}
+        self._troubles: dict[str, str] = {}
 
     def revisit(self, tx_hash: bytes) -> None:
         """A node calls it mined: look whether a block that was watched before holds it."""
@@ -110,6 +114,13 @@ class Watcher:
 
     async def run(self) -> None:
         """Watch until cancelled, or until the lease is lost."""
+        try:
+            await self._watch()
+        finally:
+            for asked in self._asked.values():
+                asked.cancel()
+
+    async def _watch(self) -> None:
         pause_s = self._interval_s
         while True:
             try:
@@ -165,7 +176,8 @@ class Watcher:
         pending = await self._store.add_blocks(
             {block.number: block.hash for block in agreed},
             found,
-            self._patient(safe.number),
+            # Not above what is safe at this look: its nodes are the ones that are named.
+            min(self._patient(safe.number), safe.number),
             finalized,
             safe.nodes,
             _ENTRIES,
@@ -183,15 +195,20 @@ class Watcher:
     async def _ask(self) -> list[_View]:
         cursor = max(self._blocks) if self._blocks else None
         numbers = range(cursor, cursor + _AHEAD + 1) if cursor is not None else range(0)
-        asked = await asyncio.gather(*(self._view(node, numbers) for node in self._chain.nodes), return_exceptions=True)
-        views = []
-        for node, answer in zip(self._chain.nodes, asked, strict=True):
-            if isinstance(answer, _View):
-                views.append(answer)
-            elif isinstance(answer, WalletError):
-                _log.warning("a node cannot be watched", extra={"node": node.name, "cause": str(answer)})
-            else:
-                raise answer
+        for node in self._chain.nodes:
+            if node.name not in self._asked:
+                self._asked[node.name] = asyncio.create_task(self._view(node, numbers))
+        views: list[_View] = []
+        while self._asked:
+            # k nodes are enough to go on with. A slow one is heard at the look at which it has answered.
+            timeout_s = _GRACE_S if len(views) >= self._chain.required else None
+            await asyncio.wait(self._asked.values(), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            answered = [name for name, asked in self._asked.items() if asked.done()]
+            if not answered:
+                break
+            for name in answered:
+                if (view := self._heard(name, self._asked.pop(name))) is not None:
+                    views.append(view)
         if len(views) < self._chain.required:
             raise WalletError(
                 Reason.NODE_UNAVAILABLE,
@@ -201,6 +218,18 @@ class Watcher:
                 required=self._chain.required,
             )
         return views
+
+    def _heard(self, name: str, asked: asyncio.Task[_View]) -> _View | None:
+        try:
+            view = asked.result()
+        except WalletError as error:
+            cause = str(error)
+            if self._troubles.get(name) != cause:
+                _log.warning("a node cannot be watched", extra={"node": name, "cause": cause})
+            self._troubles[name] = cause
+            return None
+        self._troubles.pop(name, None)
+        return view
 
     async def _view(self, node: Node, numbers: range) -> _View:
         names = ["latest", "safe", "finalized", *map(hex, numbers)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NewType
 
 import coincurve
 import sha3
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from services.core.errors import Reason, WalletError
 
@@ -14,6 +16,7 @@ Digest = NewType("Digest", bytes)
 
 # SEC 2, section 2.4.1: the order of secp256k1's group.
 CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+_FIELD_PRIME = 2**256 - 2**32 - 977
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +60,30 @@ def low_s(r: int, s: int) -> tuple[int, int]:
 def recover(digest: Digest, r: int, s: int, public_key: bytes) -> Signature:
     """The low-s signature of `digest` under `public_key` (33 bytes SEC1), with its recovery bit.
 
-    A token returns no recovery bit. The one under which recovery yields `public_key` is the right one, and finding it
-    verifies the signature.
+    A token returns no recovery bit. The even one is right if recovery under it yields `public_key`, which verifies the
+    signature too. If it yields another key and the signature verifies all the same, the odd one is right: R, the point
+    behind r, has one of two signs. (Verifying costs less than recovering again.)
 
     Raises:
-        WalletError: SIGNATURE_INVALID if neither recovers `public_key`.
+        WalletError: SIGNATURE_INVALID if the signature is not one of `digest` under `public_key`.
     """
     r, s = low_s(r, s)
-    for y_parity in (0, 1):
-        signature = Signature(r, s, y_parity)
-        if _public_key_of(digest, signature) == public_key:
-            return signature
+    even = Signature(r, s, 0)
+    if _public_key_of(digest, even) == public_key:
+        return even
+    # SEC 1, 4.1.6: below p − n, R's x may be r + n as well, and Ethereum has no recovery bit for that.
+    if r >= _FIELD_PRIME - CURVE_ORDER and _verifies(digest, even, public_key):
+        return Signature(r, s, 1)
     raise WalletError(Reason.SIGNATURE_INVALID, "the signature is not one of the digest under the account's key")
+
+
+@lru_cache(maxsize=1_024)
+def _parsed(public_key: bytes) -> coincurve.PublicKey:
+    return coincurve.PublicKey(public_key)
+
+
+def _verifies(digest: Digest, signature: Signature, public_key: bytes) -> bool:
+    return _parsed(public_key).verify(encode_dss_signature(signature.r, signature.s), digest, hasher=None)
 
 
 def recover_public_key(digest: Digest, signature: Signature) -> bytes:

@@ -425,24 +425,46 @@ def _proven_transaction(proof: list[str]) -> str:
     return to_hex(tx_hash_of(node[1]))
 
 
-def _check_header(body: dict[str, Any]) -> int:
-    """The block's timestamp, once block_hash, block_number, logs_bloom and sha3_uncles are the header's."""
-    header = from_hex(body["header_rlp"])
-    if body["block_hash"] != to_hex(keccak256(header)):
+class _Header(NamedTuple):
+    """What bodies repeat of a header, as they write it; None where a header has something else there."""
+
+    number: bytes | None
+    logs_bloom: str | None
+    sha3_uncles: str | None
+    timestamp_s: int | None
+
+
+@lru_cache(maxsize=16)  # a block is included by every link that has a transaction in it
+def _header(header_rlp: str, block_hash: str) -> _Header:
+    header = from_hex(header_rlp)
+    if block_hash != to_hex(keccak256(header)):
         refuse("block_hash", "is keccak-256 of header_rlp")
     fields = _rlp_list(header, "header_rlp")
     if len(fields) < 15:
         refuse("header_rlp", "has at least the 15 fields of Paris")
-    if fields[8] != rlp.encode_int(body["block_number"]):
+    uncles, bloom, number, timestamp = [
+        field if isinstance(field, bytes) else None for field in (fields[1], fields[6], fields[8], fields[11])
+    ]
+    return _Header(
+        number=number,
+        logs_bloom=None if bloom is None else to_hex(bloom),
+        sha3_uncles=None if uncles is None else to_hex(uncles),
+        timestamp_s=None if timestamp is None or timestamp[:1] == b"\x00" else int.from_bytes(timestamp, "big"),
+    )
+
+
+def _check_header(body: dict[str, Any]) -> int:
+    """The block's timestamp, once block_hash, block_number, logs_bloom and sha3_uncles are the header's."""
+    header = _header(body["header_rlp"], body["block_hash"])
+    if header.number != rlp.encode_int(body["block_number"]):
         refuse("block_number", "is the header's")
-    if fields[6] != from_hex(body["logs_bloom"]):
+    if header.logs_bloom != body["logs_bloom"]:
         refuse("logs_bloom", "is the header's")
-    if fields[1] != from_hex(body["sha3_uncles"]):
+    if header.sha3_uncles != body["sha3_uncles"]:
         refuse("sha3_uncles", "is the header's")
-    timestamp = fields[11]
-    if not isinstance(timestamp, bytes) or timestamp[:1] == b"\x00":
+    if header.timestamp_s is None:
         refuse("header_rlp", "has a timestamp without leading zeros")
-    return int.from_bytes(timestamp, "big")
+    return header.timestamp_s
 
 
 def _rlp_list(data: bytes, field: str) -> Sequence[rlp.Item]:

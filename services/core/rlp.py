@@ -95,6 +95,18 @@ def _decode_at(data: bytes, start: int, limit: int, depth: int) -> tuple[Item, i
         raise RlpError("lists are nested too deep")
     elements: list[Item] = []
     while begin < end:
-        element, begin = _decode_at(data, begin, end, depth - 1)
-        elements.append(element)
+        first = data[begin]
+        if first < 0x80:
+            elements.append(data[begin : begin + 1])
+            begin += 1
+        elif first < 0xB8:  # nearly every element is a short string: no call for each
+            start, begin = begin + 1, begin + first - 0x7F
+            if begin > end:
+                raise RlpError("an item is truncated")
+            if first == 0x81 and data[start] < 0x80:
+                raise RlpError("a single byte below 0x80 carries a prefix")
+            elements.append(data[start:begin])
+        else:
+            element, begin = _decode_at(data, begin, end, depth - 1)
+            elements.append(element)
     return elements, end

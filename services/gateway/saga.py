@@ -300,8 +300,7 @@ class Saga:
             try:
                 await self._peers.txbuilder.ReleaseNonce(release, timeout=_SINGLE_TIMEOUT_S)
             except WalletError as error:
-                # NOT_FOUND: it was never built, or was released before.
-                return None if error.reason is Reason.NOT_FOUND else error
+                return error
         return None
 
     # (7)

@@ -35,6 +35,7 @@ KEPT_HEADERS: Final = ("x-node-id", "content-type", "date", "server", "x-request
 _MAX_HEADER_TEXT = 256
 _MAX_VERSION_TEXT = 256
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+_GRACE_S = 0.25  # for the other nodes, once k have answered
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CHAIN_ID = re.compile(r"eip155:[1-9][0-9]{0,17}")
@@ -299,6 +300,34 @@ class ChainNodes:
             except WalletError as error:
                 failure = error
         raise failure
+
+    async def ask_all(self, ask: Callable[[Node], Coroutine[Any, Any, T]]) -> list[tuple[Node, T | WalletError]]:
+        """Put a question to every node at once; what each said, in the configured order.
+
+        Once k nodes have answered usably the others have `_GRACE_S` more, and are left out then: one slow node of
+        three delays nothing.
+        """
+        answers: dict[str, T | WalletError] = {}
+        usable = 0
+        tasks = {asyncio.ensure_future(ask(node)): node for node in self.nodes}
+        try:
+            while tasks:
+                timeout_s = _GRACE_S if usable >= self.required else None
+                done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+                for task in done:
+                    node = tasks.pop(task)
+                    try:
+                        answers[node.name] = task.result()
+                        usable += 1
+                    except WalletError as error:
+                        answers[node.name] = error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return [(node, answers[node.name]) for node in self.nodes if node.name in answers]
 
     async def agree(
         self,

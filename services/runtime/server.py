@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -216,11 +217,24 @@ def run_service(
     """Logs, telemetry, event loop: the frame of every service's `__main__`."""
     start_logging(service, settings.log_level)
     start_telemetry(service, settings, signature_roots)
+    _calm_collector()
     try:
         uvloop.run(main())
+    except WalletError as error:
+        # A token that does not open, a policy that is malformed: the reason says it all.
+        _log.critical("the service has ended: %s", error, extra={"reason": error.reason.name})
+        sys.exit(1)
     except Exception:
         # One JSON line, like everything that is printed.
         _log.critical("the service has ended by an error", exc_info=True)
         sys.exit(1)
     finally:
         stop_telemetry()
+
+
+def _calm_collector() -> None:
+    """Requests leave next to no cycles behind: looking for them as often as Python does costs a twentieth of the time.
+    What was made at the start stays, and is not looked at again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -26,6 +25,7 @@ from opentelemetry.util.types import Attributes
 
 from services.runtime.mtls import channel_credentials
 from services.runtime.settings import ServiceSettings
+from services.runtime.span_exporter import SpanExporter
 
 # W3C Trace Context level 1 §3.2.2; version ff is invalid, later versions may carry more fields.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
@@ -127,7 +127,7 @@ def start_telemetry(service: str, settings: ServiceSettings, signature_roots: fr
         span_limits=SpanLimits(max_links=1_024),
         shutdown_on_exit=False,
     )
-    exporter = OTLPSpanExporter(
+    exporter = SpanExporter(
         endpoint=endpoint,
         credentials=channel_credentials(settings.tls_dir),
         channel_options=(("grpc.ssl_target_name_override", "tracestore"),),

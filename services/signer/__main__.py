@@ -1,13 +1,11 @@
 """Wiring of signer: `python -m services.signer [migrate]`."""
 
 import asyncio
-import logging
 import sys
 
 from protos.wallet.v1 import signer_pb2_grpc
 from protos.wallet.v1.evidence_pb2_grpc import EvidenceStub
 from protos.wallet.v1.keys_pb2_grpc import KeysStub
-from services.core.errors import WalletError
 from services.runtime.channel import PeerChannel, as_channel
 from services.runtime.db import Database
 from services.runtime.migrations import migrate
@@ -15,7 +13,7 @@ from services.runtime.server import GrpcServer, run_service, wait_for_stop
 from services.runtime.settings import DatabaseSettings
 from services.signer.service import SignerService
 from services.signer.settings import SignerSettings
-from services.signer.telemetry import SIGNATURE_SPAN
+from services.signer.signature_span import SIGNATURE_SPAN
 
 SERVICE = "signer"
 
@@ -39,12 +37,7 @@ def main() -> None:
         asyncio.run(migrate(SERVICE, DatabaseSettings()))
         return
     settings = SignerSettings()
-    try:
-        run_service(SERVICE, settings, lambda: serve(settings), frozenset({SIGNATURE_SPAN}))
-    except WalletError as error:
-        # A policy that is malformed, or another document under a known version.
-        logging.getLogger(__name__).critical("signer does not start: %s", error)
-        raise SystemExit(1) from None
+    run_service(SERVICE, settings, lambda: serve(settings), frozenset({SIGNATURE_SPAN}))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from opentelemetry.trace import Span
-
 from services.core.addresses import Address, address_of_public_key
 from services.core.canonical import from_hex
 from services.core.digests import Digest, recover_public_key
@@ -18,6 +16,7 @@ from services.signer.bodies import Intended, Requester
 from services.signer.evidence_log import Entry
 from services.signer.leaves import Leaf
 from services.signer.policy import Decision
+from services.signer.signature_span import SignatureSpan
 from services.signer.store import NonceKey, Registered
 
 _UNDECIDED: Final = Decision(False, ())
@@ -48,7 +47,7 @@ class Item:
     request: SigningRequest
     intended: Intended
     key: NonceKey
-    span: Span
+    span: SignatureSpan
     trace_id: str
     span_id: str
     decision: Decision = _UNDECIDED

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+from opentelemetry import trace
+
 from protos.wallet.v1 import evidence_pb2_grpc, keys_pb2_grpc
 from services.core.account_ids import AccountIds
 from services.core.errors import Reason, WalletError
@@ -19,6 +21,7 @@ from services.signer.policy_versions import PolicyVersions
 from services.signer.readiness import Readiness
 from services.signer.servicer import SignerServicer
 from services.signer.settings import SignerSettings
+from services.signer.signature_span import SCOPE
 from services.signer.signing import Signing
 from services.signer.store import Store
 from services.signer.workers import WORKER_COMMAND, TokenPool
@@ -55,6 +58,7 @@ class SignerService:
             self._leaves,
             self.pool,
             AccountIds(settings.telemetry_hmac_key_file.read_bytes()),
+            trace.get_tracer(SCOPE),
         )
         self.servicer = SignerServicer(
             policy,

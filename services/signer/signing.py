@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
+
+from opentelemetry.trace import SpanContext, Tracer
 
 from services.core.account_ids import AccountIds
-from services.core.amounts import format_chain_id
 from services.core.digests import recover, split_signature
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.core.transactions import (
-    Eip1559Transaction,
-    LegacyTransaction,
     UnsignedTransaction,
     assemble_raw,
     decode_unsigned,
@@ -28,7 +26,6 @@ from services.core.transactions import (
 from services.runtime import attributes
 from services.runtime.telemetry import parse_traceparent
 from services.signer.bodies import (
-    ALGORITHM,
     Intended,
     failed_signature_body,
     intent_body,
@@ -40,13 +37,9 @@ from services.signer.item import Item, SignedTransaction, SigningRequest, is_all
 from services.signer.leaves import Leaf, Leaves
 from services.signer.policy import Policy, Terms
 from services.signer.policy_versions import PolicyVersions
+from services.signer.signature_span import SignatureSpans
 from services.signer.store import FailedRow, NonceKey, Registration, SignedRow, Store
-from services.signer.telemetry import (
-    describe_token_failure,
-    end_signature_span,
-    start_signature_span,
-    start_token_span,
-)
+from services.signer.telemetry import describe_signature, describe_token_failure
 from services.signer.workers import DigestToSign, TokenFailure, TokenPool, TokenSignature
 
 # PostgreSQL's bigint. No account gets there: it is 300 million nonces a second for a thousand years.
@@ -65,6 +58,7 @@ class Signing:
         leaves: Leaves,
         pool: TokenPool,
         account_ids: AccountIds,
+        tracer: Tracer,
     ) -> None:
         self._policy = policy
         self._policy_versions = policy_versions
@@ -74,6 +68,7 @@ class Signing:
         self._leaves = leaves
         self._pool = pool
         self._account_ids = account_ids
+        self._tracer = tracer
 
     async def sign(self, requests: Sequence[SigningRequest]) -> list[SignedTransaction | WalletError]:
         """One result per request, in order.
@@ -83,7 +78,8 @@ class Signing:
                 EVIDENCE_UNAVAILABLE or DATABASE_UNAVAILABLE, to be tried again.
         """
         # (1) Decode each unsigned transaction and compute its digest ourselves.
-        items = self._decode(requests)
+        spans = SignatureSpans(self._tracer)
+        items = self._decode(requests, spans)
         try:
             await self._policy_versions.ensure_entered()
             # (2) Decide policy.
@@ -93,7 +89,7 @@ class Signing:
             # (4) Append the intents: no token is asked before they are durable.
             await self._append_intents(items)
             # (5) The token signs; (6) low-s, recovery bit, verification.
-            await self._ask_token(items)
+            await self._ask_token(items, spans)
             # (7) Store the signature where there is none and the link is not voided; else use the stored one.
             await self._store_signatures(items)
             # (8) Append the signature entries.
@@ -105,8 +101,9 @@ class Signing:
                 item.error = item.error or _as_wallet_error(error)
             raise
         finally:
-            for place, item in enumerate(items):
-                end_signature_span(item, place)
+            if spans.recording:
+                for place, item in enumerate(items):
+                    spans.end(item.span, *describe_signature(item, place, self._account_ids))
 
     async def void(self, transfer_id: str, cause: str) -> None:
         """Promise that this link is never signed.
@@ -119,50 +116,24 @@ class Signing:
 
     # (1)
 
-    def _decode(self, requests: Sequence[SigningRequest]) -> list[Item]:
-        decoded: list[UnsignedTransaction] = []
+    def _decode(self, requests: Sequence[SigningRequest], spans: SignatureSpans) -> list[Item]:
+        decoded: list[tuple[UnsignedTransaction, SpanContext]] = []
         seen: set[str] = set()
         for place, request in enumerate(requests):
             try:
                 if request.transfer_id in seen:
                     raise _invalid("transfer_id", "is there once in a batch")
-                if parse_traceparent(request.traceparent) is None:
+                transfer = parse_traceparent(request.traceparent)
+                if transfer is None:
                     raise _invalid("traceparent", "is a W3C traceparent")
                 tx = decode_unsigned(request.unsigned_tx)
                 if tx.nonce > _MAX_NONCE:
                     raise _invalid("unsigned_tx", "has a nonce below 2**63")
-                decoded.append(tx)
+                decoded.append((tx, transfer))
             except WalletError as error:
                 raise WalletError(error.reason, error.message, **{**error.details, "index": place}) from error
             seen.add(request.transfer_id)
-        return [self._item(request, tx) for request, tx in zip(requests, decoded, strict=True)]
-
-    def _item(self, request: SigningRequest, tx: UnsignedTransaction) -> Item:
-        intended = Intended(
-            tx,
-            request.unsigned_tx,
-            signing_digest(request.unsigned_tx),
-            request.from_address,
-            request.key_id,
-            request.key_version,
-            request.requester,
-        )
-        span = start_signature_span(
-            request.traceparent,
-            {
-                attributes.WALLET_LINK_ID: request.transfer_id,
-                attributes.WALLET_SIGNATURE_ALGORITHM: ALGORITHM,
-                attributes.WALLET_SIGNER_ROLE: "owner",
-                attributes.WALLET_ACCOUNT_ID: self._account_ids.of(tx.chain_id, request.from_address),
-                attributes.WALLET_CHAIN_ID: format_chain_id(tx.chain_id),
-                attributes.WALLET_TX_SIGN_HASH: "0x" + sha256(request.unsigned_tx).hexdigest(),
-                attributes.WALLET_TX_TYPE: _type(tx),
-            },
-        )
-        # Without tracing the span is a stand-in that carries the stored context: its ids are right all the same.
-        span_id = f"{span.get_span_context().span_id:016x}"
-        key = NonceKey(tx.chain_id, request.from_address, tx.nonce)
-        return Item(request, intended, key, span, request.traceparent[3:35], span_id)
+        return [_item(request, tx, transfer, spans) for request, (tx, transfer) in zip(requests, decoded, strict=True)]
 
     # (2)
 
@@ -266,7 +237,7 @@ class Signing:
 
     # (5), (6)
 
-    async def _ask_token(self, items: Sequence[Item]) -> None:
+    async def _ask_token(self, items: Sequence[Item], spans: SignatureSpans) -> None:
         waiting = [item for item in _live(items) if item.signature_body is None]
         # Rows that were taken without looking at their key: the policy of today denies them, that of then did not.
         await self._get_leaves([item for item in waiting if item.leaf is None and item.leaf_error is None])
@@ -278,7 +249,7 @@ class Signing:
                 asking.append((item, item.leaf))
         if not asking:
             return
-        span = start_token_span(
+        span = spans.start_token(
             asking[0][0].span if len(items) == 1 else None, {attributes.WALLET_SIGNATURE_COUNT: len(asking)}
         )
         try:
@@ -378,6 +349,21 @@ class Signing:
         ]
 
 
+def _item(request: SigningRequest, tx: UnsignedTransaction, transfer: SpanContext, spans: SignatureSpans) -> Item:
+    intended = Intended(
+        tx,
+        request.unsigned_tx,
+        signing_digest(request.unsigned_tx),
+        request.from_address,
+        request.key_id,
+        request.key_version,
+        request.requester,
+    )
+    span = spans.start(transfer)
+    key = NonceKey(tx.chain_id, request.from_address, tx.nonce)
+    return Item(request, intended, key, span, f"{transfer.trace_id:032x}", f"{span.context.span_id:016x}")
+
+
 def _as_wallet_error(error: BaseException) -> WalletError:
     """What a span says of a call that ended before its items did."""
     if isinstance(error, WalletError):
@@ -402,13 +388,6 @@ def _answer(item: Item) -> SignedTransaction | WalletError:
     assert item.intent_index is not None
     assert item.signature_index is not None
     return SignedTransaction(item.link_id, item.raw_tx, item.tx_hash, item.intent_index, item.signature_index)
-
-
-def _type(tx: UnsignedTransaction) -> int:
-    """EIP-2718."""
-    if isinstance(tx, LegacyTransaction):
-        return 0
-    return 2 if isinstance(tx, Eip1559Transaction) else 1
 
 
 def _invalid(field: str, rule: str) -> WalletError:

@@ -1,66 +1,56 @@
-"""What signer puts on its spans, and how it hides the account."""
+"""What signer puts on its spans."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 
-from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, Status, StatusCode
+from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
+from services.core.account_ids import AccountIds
+from services.core.amounts import format_chain_id
+from services.core.transactions import Eip1559Transaction, LegacyTransaction, UnsignedTransaction
 from services.runtime import attributes as names
-from services.runtime.telemetry import stored_context
-from services.signer.bodies import failure_status
+from services.signer.bodies import ALGORITHM, failure_status
 from services.signer.item import Item
 from services.signer.workers import TokenFailure, TokenOutcome
 
-SIGNATURE_SPAN = "signer.signature"
-TOKEN_SPAN = "token.sign"  # noqa: S105 - a span's name
-
-_tracer = trace.get_tracer("goldenlink.signer")
+_OK = Status(StatusCode.UNSET)
 
 
-def start_signature_span(traceparent: str, attributes: dict[str, str | int]) -> Span:
-    """A span in the transfer's trace: below the current span when that is in it, else linked to it."""
-    current = trace.get_current_span()
-    here = current.get_span_context()
-    if here.is_valid and f"{here.trace_id:032x}" == traceparent[3:35]:
-        return _tracer.start_span(SIGNATURE_SPAN, attributes=attributes)
-    links = [Link(here)] if here.is_valid else None
-    return _tracer.start_span(SIGNATURE_SPAN, stored_context(traceparent), attributes=attributes, links=links)
-
-
-def start_token_span(parent: Span | None, attributes: dict[str, str | int]) -> Span:
-    """A span of one token call: below the signature's span, or for a batch below the current span."""
-    context: Context | None = trace.set_span_in_context(parent) if parent is not None else None
-    return _tracer.start_span(TOKEN_SPAN, context, attributes=attributes)
-
-
-def end_signature_span(item: Item, place: int) -> None:
-    span = item.span
-    if span.is_recording():
-        if item.error is None:
-            found: dict[str, str | int | float] = {
-                names.WALLET_SIGNATURE_STATUS: "success",
-                names.WALLET_TX_HASH: "0x" + item.tx_hash.hex(),
-                names.WALLET_SIGNATURE_ORDER: place,
-                names.WALLET_EVIDENCE_INDEX: item.signature_index or 0,
-            }
-        else:
-            found = {names.WALLET_SIGNATURE_STATUS: failure_status(item.error)}
-            found[names.ERROR_TYPE] = item.error.reason.name
-            found[names.WALLET_ERROR_ORIGIN] = str(item.error.details.get("origin", "service"))
-            span.set_status(Status(StatusCode.ERROR, item.error.reason.name))
-        if item.duration_ms is not None:
-            found[names.WALLET_SIGNATURE_DURATION_MS] = round(item.duration_ms, 1)
-        if item.leaf is not None:
-            found[names.WALLET_ID] = item.leaf.wallet_id
-            found[names.WALLET_ACCOUNT_PATH] = item.leaf.derivation_path
-            found[names.WALLET_HD_INDEX] = item.leaf.hd_index
-        if not item.decision.allowed:
-            found[names.WALLET_POLICY_DECISION] = item.decision.word
-        span.set_attributes(found)
-    span.end()
+def describe_signature(item: Item, place: int, account_ids: AccountIds) -> tuple[dict[str, AttributeValue], Status]:
+    """The attributes and the status of the span of an item that has ended; `place` is its own in the batch."""
+    tx = item.intended.tx
+    found: dict[str, AttributeValue] = {
+        names.WALLET_LINK_ID: item.link_id,
+        names.WALLET_SIGNATURE_ALGORITHM: ALGORITHM,
+        names.WALLET_SIGNER_ROLE: "owner",
+        names.WALLET_ACCOUNT_ID: account_ids.of(tx.chain_id, item.intended.sender),
+        names.WALLET_CHAIN_ID: format_chain_id(tx.chain_id),
+        names.WALLET_TX_SIGN_HASH: "0x" + sha256(item.intended.unsigned_tx).hexdigest(),
+        names.WALLET_TX_TYPE: _type(tx),
+    }
+    status = _OK
+    if item.error is None:
+        found[names.WALLET_SIGNATURE_STATUS] = "success"
+        found[names.WALLET_TX_HASH] = "0x" + item.tx_hash.hex()
+        found[names.WALLET_SIGNATURE_ORDER] = place
+        found[names.WALLET_EVIDENCE_INDEX] = item.signature_index or 0
+    else:
+        found[names.WALLET_SIGNATURE_STATUS] = failure_status(item.error)
+        found[names.ERROR_TYPE] = item.error.reason.name
+        found[names.WALLET_ERROR_ORIGIN] = str(item.error.details.get("origin", "service"))
+        status = Status(StatusCode.ERROR, item.error.reason.name)
+    if item.duration_ms is not None:
+        found[names.WALLET_SIGNATURE_DURATION_MS] = round(item.duration_ms, 1)
+    if item.leaf is not None:
+        found[names.WALLET_ID] = item.leaf.wallet_id
+        found[names.WALLET_ACCOUNT_PATH] = item.leaf.derivation_path
+        found[names.WALLET_HD_INDEX] = item.leaf.hd_index
+    if not item.decision.allowed:
+        found[names.WALLET_POLICY_DECISION] = item.decision.word
+    return found, status
 
 
 def describe_token_failure(span: Span, outcomes: Sequence[TokenOutcome]) -> None:
@@ -69,3 +59,10 @@ def describe_token_failure(span: Span, outcomes: Sequence[TokenOutcome]) -> None
         span.set_attribute(names.ERROR_TYPE, failure.error.reason.name)
         span.set_attribute(names.WALLET_ERROR_ORIGIN, str(failure.error.details.get("origin", "token")))
         span.set_status(Status(StatusCode.ERROR, failure.error.reason.name))
+
+
+def _type(tx: UnsignedTransaction) -> int:
+    """EIP-2718."""
+    if isinstance(tx, LegacyTransaction):
+        return 0
+    return 2 if isinstance(tx, Eip1559Transaction) else 1

@@ -106,6 +106,7 @@ class Builder:
                         Reason.INSUFFICIENT_FUNDS,
                         "value and the largest fee are more than the balance less what is committed already",
                         field="value_wei",
+                        rule="is within the balance, fee included",
                         balance_wei=str(state.balance_wei),
                         committed_wei=str(committed_wei),
                         cost_wei=str(reservation.cost_wei),

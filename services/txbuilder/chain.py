@@ -168,9 +168,8 @@ async def _heads(chain: ChainNodes) -> list[int]:
 
 
 async def _ask_all(chain: ChainNodes, ask: Callable[[Node], Coroutine[Any, Any, T]]) -> list[T]:
-    """The answers of all nodes that have one, at least k. Raises WalletError NODE_UNAVAILABLE with `answered`."""
-    answers = await asyncio.gather(*(ask(node) for node in chain.nodes), return_exceptions=True)
-    usable = [answer for answer in answers if not isinstance(answer, BaseException)]
+    """The answers that came in time, at least k. Raises WalletError NODE_UNAVAILABLE with `answered`."""
+    usable = [answer for _, answer in await chain.ask_all(ask) if not isinstance(answer, WalletError)]
     if len(usable) < chain.required:
         raise WalletError(
             Reason.NODE_UNAVAILABLE,
@@ -221,7 +220,8 @@ def _estimate(result: object) -> int | WalletError:
             Reason.EXECUTION_REVERTED, "the call reverts", field="data", rule="runs; or set gas_limit to send it anyway"
         )
     if "insufficient funds" in message or "insufficient balance" in message or "outofbalance" in message:
-        return WalletError(Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_FUNDS.meaning, field="value_wei")
+        rule = "is within the balance, fee included"
+        return WalletError(Reason.INSUFFICIENT_FUNDS, Reason.INSUFFICIENT_FUNDS.meaning, field="value_wei", rule=rule)
     if "gas required exceeds" in message or "out of gas" in message:
         return WalletError(Reason.GAS_LIMIT_ABOVE_BLOCK, Reason.GAS_LIMIT_ABOVE_BLOCK.meaning, field="gas_limit")
     return result

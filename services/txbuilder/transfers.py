@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 
-from services.core.abi import encode_call, erc20_transfer
+from services.core.abi import encode_call, erc20_transfer, selector
 from services.core.addresses import Address, parse_address
 from services.core.amounts import format_chain_id, parse_chain_id, parse_wei
 from services.core.canonical import canonical_json, from_hex, to_hex
@@ -93,7 +95,19 @@ def resolve_call(signature: str, arguments_json: str) -> bytes:
         raise WalletError(
             Reason.INVALID_CALLDATA, "arguments are not a list", field="call.arguments", rule="a JSON list"
         )
-    return encode_call(signature, arguments)
+    with _named("call.signature"):
+        selector(signature)
+    with _named("call.arguments"):
+        return encode_call(signature, arguments)
+
+
+@contextmanager
+def _named(field: str) -> Iterator[None]:
+    """What `core` refuses in call data, the client wrote in this field."""
+    try:
+        yield
+    except WalletError as error:
+        raise WalletError(error.reason, error.message, **{**error.details, "field": field}) from None
 
 
 def resolve_erc20(to_address: str, token_address: str, amount: str) -> tuple[Address, bytes]:

@@ -161,7 +161,8 @@ async def test_concurrent_callers_share_commits_and_get_distinct_dense_indexes(l
     await asyncio.sleep(1.1)  # PostgreSQL's own statistics are up to a second late
     spent = await commits() - before
     assert sorted(one.index for one in appended) == list(range(400))
-    assert spent < 200, spent
+    # Alone each would spend two: its link is looked up, and it is appended.
+    assert spent < 400, spent
     assert await recomputed(log) == (400, await log.tiles.root(400))
 
 

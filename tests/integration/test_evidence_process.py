@@ -236,7 +236,7 @@ async def test_another_token_key_is_noticed_and_a_wrong_pin_ends_the_process(
     evidence.start()
     assert await evidence.ended() != 0
     lines = [json.loads(line) for line in evidence.log.read_text().splitlines()]
-    assert "TOKEN_PIN_INCORRECT" in lines[-1]["exception"]
+    assert lines[-1]["reason"] == "TOKEN_PIN_INCORRECT"
     assert "000000000" not in evidence.log.read_text()
 
 

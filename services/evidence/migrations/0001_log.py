@@ -10,20 +10,24 @@ depends_on = None
 _STATEMENTS = """
 CREATE TABLE entries (
     index bigint PRIMARY KEY CHECK (index >= 0),
-    link_id text NOT NULL,
+    link_id text COLLATE "C" NOT NULL,
     step integer NOT NULL CHECK (step >= 0),
-    entry_id text NOT NULL,
+    entry_id text COLLATE "C" NOT NULL,
     leaf bytea NOT NULL,
     leaf_hash bytea NOT NULL CHECK (length(leaf_hash) = 32),
     CONSTRAINT entries_step_once UNIQUE (link_id, step),
     CONSTRAINT entries_entry_id_once UNIQUE (link_id, entry_id)
 );
 
+-- No foreign key: its check would lock each entry that the same statement has just inserted, and entries stay for ever.
+-- Bodies are mostly hashes and signatures: to compress those of inclusions takes longer than all the rest of a commit.
 CREATE TABLE bodies (
-    index bigint PRIMARY KEY REFERENCES entries,
+    index bigint PRIMARY KEY,
     salt bytea NOT NULL CHECK (length(salt) = 32),
     body bytea NOT NULL
-);
+) WITH (toast_tuple_target = 8160);
+
+ALTER TABLE bodies ALTER COLUMN body SET STORAGE EXTERNAL;
 
 CREATE TABLE tiles (
     level smallint NOT NULL,
