@@ -7,7 +7,7 @@ import sys
 
 from protos.wallet.v1 import broadcaster_pb2, broadcaster_pb2_grpc
 from protos.wallet.v1.evidence_pb2_grpc import EvidenceStub
-from services.broadcaster.evidence_log import EvidenceLog
+from services.broadcaster.evidence_log import PatientLog
 from services.broadcaster.leading import ChainLeader
 from services.broadcaster.servicer import BroadcasterServicer, EventBell
 from services.broadcaster.settings import BroadcasterSettings
@@ -27,7 +27,7 @@ async def main(settings: BroadcasterSettings) -> None:
     store = Store(database)
     nodes = Nodes.of_settings(settings)
     bell = EventBell()
-    log = EvidenceLog(EvidenceStub(as_channel(evidence)))
+    log = PatientLog(EvidenceStub(as_channel(evidence)))
     leaders = {chain.chain_id: ChainLeader(settings, database, store, log, chain, bell.ring) for chain in nodes.chains}
     server = GrpcServer("broadcaster", settings, [_SERVICE_NAME])
     servicer = BroadcasterServicer(store, nodes, leaders, bell)

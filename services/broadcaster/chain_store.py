@@ -23,11 +23,11 @@ from sqlalchemy import text
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.broadcaster.evidence_log import Entry
 from services.broadcaster.inclusion import Inclusion
 from services.broadcaster.submission import State
 from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
+from services.runtime.evidence_log import Entry
 
 _EVENTS_LOCK = zlib.crc32(b"broadcaster.events")
 

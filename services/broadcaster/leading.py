@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from services.broadcaster.chain_store import ChainStore
-from services.broadcaster.evidence_log import EvidenceLog
+from services.broadcaster.evidence_log import PatientLog
 from services.broadcaster.sending import Sender
 from services.broadcaster.settings import BroadcasterSettings
 from services.broadcaster.store import Store
@@ -30,7 +30,7 @@ class ChainLeader:
         settings: BroadcasterSettings,
         database: Database,
         store: Store,
-        log: EvidenceLog,
+        log: PatientLog,
         chain: ChainNodes,
         changed: Callable[[], None],
     ) -> None:

@@ -24,7 +24,7 @@ from opentelemetry.trace import Span
 
 from services.broadcaster import telemetry
 from services.broadcaster.chain_store import ChainStore, Due, NewOutboxRow, OutboxRow, SendOutcome
-from services.broadcaster.evidence_log import Entry, EvidenceLog
+from services.broadcaster.evidence_log import PatientLog
 from services.broadcaster.exchange import (
     HttpRequest,
     NodeResponse,
@@ -38,6 +38,7 @@ from services.core.canonical import to_hex
 from services.core.entries import Kind
 from services.core.errors import Code, Reason, WalletError
 from services.runtime import attributes
+from services.runtime.evidence_log import Entry
 from services.runtime.nodes import ChainNodes, HttpAnswer, Node, quantity
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Sender:
     def __init__(
         self,
         store: ChainStore,
-        log: EvidenceLog,
+        log: PatientLog,
         chain: ChainNodes,
         *,
         max_in_flight: int,

@@ -26,7 +26,7 @@ from typing import Any
 
 from services.broadcaster import telemetry
 from services.broadcaster.chain_store import ChainStore, Height, NewOutboxRow, PendingInclusion
-from services.broadcaster.evidence_log import Entry, EvidenceLog
+from services.broadcaster.evidence_log import PatientLog
 from services.broadcaster.inclusion import Inclusion, inclusion_body, opaque_transactions, prove_inclusions
 from services.broadcaster.submission import State
 from services.core.canonical import canonical_json, to_hex
@@ -34,6 +34,7 @@ from services.core.digests import keccak256
 from services.core.entries import Kind
 from services.core.errors import Code, Reason, WalletError
 from services.runtime import attributes
+from services.runtime.evidence_log import Entry
 from services.runtime.json_rpc import Call
 from services.runtime.nodes import ChainNodes, Node, NodeRefusal, quantity
 
@@ -80,7 +81,7 @@ class Watcher:
     def __init__(
         self,
         store: ChainStore,
-        log: EvidenceLog,
+        log: PatientLog,
         chain: ChainNodes,
         *,
         interval_s: float,

@@ -19,7 +19,9 @@ from services.evidence.checkpoints import CheckpointCutter
 from services.evidence.links import Appended
 from services.evidence.placement import Append
 from services.evidence.sequencer import Conflict, Outcome, Sequencer
+from services.evidence.writers import WRITERS, Writers, check_writer
 from services.runtime import attributes
+from services.runtime.mtls import caller_identity
 from services.runtime.rpc_errors import to_item_error
 
 MAX_ENTRIES = 5_000
@@ -30,13 +32,22 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class EvidenceServicer(evidence_pb2_grpc.EvidenceServicer):
-    def __init__(self, sequencer: Sequencer, bundles: BundleMaker, checkpoints: CheckpointCutter, key: NoteKey) -> None:
+    def __init__(
+        self,
+        sequencer: Sequencer,
+        bundles: BundleMaker,
+        checkpoints: CheckpointCutter,
+        key: NoteKey,
+        writers: Writers = WRITERS,
+    ) -> None:
+        self._writers = writers
         self._sequencer = sequencer
         self._bundles = bundles
         self._checkpoints = checkpoints
         self._key = key
 
     async def AppendEntry(self, request: pb.AppendEntryRequest, context: Context) -> pb.AppendedEntry:
+        self._check_writer(context, {request.kind})
         (outcome,) = await self._sequencer.append([_to_append(request)])
         if isinstance(outcome, Conflict):
             raise outcome.error
@@ -56,11 +67,15 @@ class EvidenceServicer(evidence_pb2_grpc.EvidenceServicer):
         appends = [_to_append(entry) for entry in request.entries]
         if sum([len(append.body) for append in appends]) > MAX_BATCH_BYTES:
             refuse("entries", f"has bodies of at most {MAX_BATCH_BYTES} bytes together", Reason.PAYLOAD_TOO_LARGE)
+        self._check_writer(context, {append.kind for append in appends})
         outcomes = await self._sequencer.append(appends)
         response = pb.AppendEntriesResponse()
         for outcome in outcomes:
             _write_outcome(response.results.add(), outcome)
         return response
+
+    def _check_writer(self, context: Context, kinds: set[str]) -> None:
+        check_writer(self._writers, caller_identity(context.auth_context()), kinds)
 
     async def GetLink(self, request: pb.GetLinkRequest, context: Context) -> pb.Link:
         link = await self._bundles.link(request.link_id)

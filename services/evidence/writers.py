@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 
-_KINDS: dict[str, frozenset[str]] = {
+Writers = Mapping[str, frozenset[Kind]]
+
+WRITERS: Writers = {
     "keys": frozenset({Kind.KEY}),
     "signer": frozenset({Kind.INTENT, Kind.SIGNATURE, Kind.POLICY}),
     "broadcaster": frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.INCLUSION, Kind.REVOCATION}),
     "tracestore": frozenset({Kind.ARCHIVE, Kind.EXPORT}),
 }
+_KNOWN: frozenset[str] = frozenset(Kind)
 
 
-def check_writer(caller: str, kinds: set[str]) -> None:
-    """Raises WalletError CALLER_NOT_ALLOWED unless all of `kinds` are the caller's to enter."""
-    for kind in sorted(kinds - _KINDS.get(caller, frozenset())):
+def check_writer(writers: Writers, caller: str, kinds: set[str]) -> None:
+    """Raises WalletError CALLER_NOT_ALLOWED for a kind that is not the caller's; an unknown kind is not its matter."""
+    foreign = (kinds & _KNOWN) - writers.get(caller, frozenset())
+    if foreign:
+        kind = min(foreign)
         raise WalletError(
             Reason.CALLER_NOT_ALLOWED, "the caller may not enter this kind", caller=caller, field="kind", kind=kind
         )

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
+from services.runtime.evidence_log import Entry, EvidenceLog, Refused
 from services.signer.bodies import Intended, intent_body
-from services.signer.evidence_log import Entry, EvidenceLog, Refused
 from services.signer.policy import Decision, Policy
 from services.signer.store import Denial, Store
 

@@ -12,8 +12,8 @@ from services.core.digests import Digest, recover_public_key
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.core.transactions import decode_raw
+from services.runtime.evidence_log import Entry
 from services.signer.bodies import Intended, Requester
-from services.signer.evidence_log import Entry
 from services.signer.leaves import Leaf
 from services.signer.policy import Decision
 from services.signer.signature_span import SignatureSpan

@@ -7,8 +7,8 @@ import asyncio
 from services.core.canonical import canonical_json, to_hex
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
+from services.runtime.evidence_log import Entry, EvidenceLog, Refused
 from services.runtime.telemetry import current_ids, new_traceparent
-from services.signer.evidence_log import Entry, EvidenceLog, Refused
 from services.signer.policy import Policy
 from services.signer.store import PolicyRow, Store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from services.core.errors import WalletError
-from services.signer.evidence_log import EvidenceLog
+from services.runtime.evidence_log import EvidenceLog
 from services.signer.leaves import Leaves
 from services.signer.policy_versions import PolicyVersions
 from services.signer.store import Store

@@ -12,9 +12,9 @@ from protos.wallet.v1 import evidence_pb2_grpc, keys_pb2_grpc
 from services.core.account_ids import AccountIds
 from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
+from services.runtime.evidence_log import EvidenceLog
 from services.signer.checking import Checking
 from services.signer.denials import Denials
-from services.signer.evidence_log import EvidenceLog
 from services.signer.leaves import Leaves
 from services.signer.policy import parse_policy
 from services.signer.policy_versions import PolicyVersions

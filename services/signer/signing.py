@@ -24,6 +24,7 @@ from services.core.transactions import (
     tx_hash,
 )
 from services.runtime import attributes
+from services.runtime.evidence_log import Entry, EvidenceLog
 from services.runtime.telemetry import parse_traceparent
 from services.signer.bodies import (
     Intended,
@@ -32,7 +33,6 @@ from services.signer.bodies import (
     signature_body,
 )
 from services.signer.denials import Denials, Denied, intent_entry_id, policy_denied, rule_text
-from services.signer.evidence_log import Entry, EvidenceLog
 from services.signer.item import Item, SignedTransaction, SigningRequest, is_allowed_intent, is_same_success, take_row
 from services.signer.leaves import Leaf, Leaves
 from services.signer.policy import Policy, Terms

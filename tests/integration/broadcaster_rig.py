@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from protos.wallet.v1 import broadcaster_pb2 as pb
 from protos.wallet.v1 import evidence_pb2
-from services.broadcaster.evidence_log import EvidenceLog
+from services.broadcaster.evidence_log import PatientLog
 from services.broadcaster.leading import ChainLeader
 from services.broadcaster.servicer import BroadcasterServicer, EventBell
 from services.broadcaster.settings import BroadcasterSettings
@@ -200,7 +200,7 @@ class Rig:
         bell = EventBell()
         self._nodes = Nodes.of_settings(self.settings)
         chain = self._nodes.chain(CHAIN_ID)
-        log = EvidenceLog(self.evidence)  # type: ignore[arg-type]
+        log = PatientLog(self.evidence)  # type: ignore[arg-type]
         leader = ChainLeader(self.settings, self.database, self.store, log, chain, bell.ring)
         self.servicer = BroadcasterServicer(self.store, self._nodes, {CHAIN_ID: leader}, bell)
         self._task = asyncio.create_task(leader.run())

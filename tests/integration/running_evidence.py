@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protos.wallet.v1 import evidence_pb2 as pb
 from protos.wallet.v1 import evidence_pb2_grpc
+from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.core.notes import NoteKey
 from services.evidence.bundles import BundleMaker
@@ -26,6 +27,7 @@ from services.evidence.sequencer import Sequencer
 from services.evidence.servicer import EvidenceServicer
 from services.evidence.store import Store
 from services.evidence.tiles import TileReader
+from services.evidence.writers import Writers
 from services.runtime.channel import PeerChannel, as_channel
 from services.runtime.db import Database
 from services.runtime.server import GrpcServer
@@ -108,6 +110,8 @@ class RunningLog:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     nodes_required: int = 2
     lease_s: float = 1.0
+    # One caller writes whole links here; tests of the process meet the real table.
+    writers: Writers = field(default_factory=lambda: {"signer": frozenset(Kind)})
     interval_s: float = 0.1
     client: Client = field(init=False)
     port: int = field(init=False)
@@ -155,7 +159,7 @@ class RunningLog:
         settings = ServiceSettings(listen="127.0.0.1:0", tls_dir=self.dev_ca("evidence"))
         server = GrpcServer("evidence", settings, [])
         maker = BundleMaker(self.store, self.tiles, self.checkpoints)
-        servicer = EvidenceServicer(self.sequencer, maker, self.checkpoints, self.key)
+        servicer = EvidenceServicer(self.sequencer, maker, self.checkpoints, self.key, self.writers)
         evidence_pb2_grpc.add_EvidenceServicer_to_server(servicer, server.grpc)
         tasks = [
             asyncio.create_task(self.sequencer.run(self.checkpoints.compare)),
@@ -221,7 +225,7 @@ class EvidenceProcess:
         """Started, and appending unless that is not expected; killed at the end, if it has not ended."""
         self.start()
         try:
-            async with calling(self.dev_ca, self.port) as client:
+            async with calling(self.dev_ca, self.port, "keys") as client:
                 await client.until(lambda status: status.appending or not appending)
                 yield client
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""The evidence log as signer writes it. Whatever keeps an entry out of the log is EVIDENCE_UNAVAILABLE."""
+"""The evidence log as a service writes it: many entries a call, one outcome each."""
 
 from __future__ import annotations
 
