@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,6 +30,15 @@ from services.runtime.db import Database
 from services.runtime.evidence_log import Entry
 
 _EVENTS_LOCK = zlib.crc32(b"broadcaster.events")
+_KEPT_PROOF_BYTES = 32 * 1024 * 1024
+
+# What is true of a block, and who says so; {block} is its number, {nodes} who agreed that it is there.
+_STATUS = "CASE WHEN {block} <= :finalized THEN 'finalized' WHEN {block} <= :safe THEN 'safe' ELSE 'included' END"
+_NODES = (
+    "CASE WHEN {block} <= :finalized THEN CAST(:finalized_nodes AS text[]) "
+    "WHEN {block} <= :safe THEN CAST(:safe_nodes AS text[]) ELSE {nodes} END"
+)
+_DECIDED = "s.transfer_id, s.tx_hash, s.traceparent, s.inclusion_number, s.inclusion_status, s.agreeing_nodes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,28 @@ class Height(NamedTuple):
     nodes: tuple[str, ...]
 
 
+class _Proofs:
+    """Proofs that were stored lately, by transaction: each is wanted two or three times within minutes."""
+
+    def __init__(self) -> None:
+        self._proofs: dict[bytes, bytes] = {}
+        self._size = 0
+
+    def keep(self, proofs: Iterable[tuple[bytes, bytes]]) -> None:
+        for tx_hash, proof in proofs:
+            self._size += len(proof) - len(self._proofs.get(tx_hash, b""))
+            self._proofs[tx_hash] = proof
+        while self._size > _KEPT_PROOF_BYTES:
+            self._size -= len(self._proofs.pop(next(iter(self._proofs))))
+
+    def get(self, tx_hash: bytes) -> bytes | None:
+        return self._proofs.get(tx_hash)
+
+    def clear(self) -> None:
+        self._proofs.clear()
+        self._size = 0
+
+
 class ChainStore:
     def __init__(self, database: Database, chain_id: str, epoch: int) -> None:
         self._database = database
@@ -106,6 +137,7 @@ class ChainStore:
         self._appended: set[int] = set()
         # Requests that the log has; they stay until their responses are committed, to be found after a crash.
         self._requested: set[int] = set()
+        self._proofs = _Proofs()
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -127,27 +159,31 @@ class ChainStore:
 
     # Sending
 
-    async def due(self, max_in_flight: int, limit: int) -> list[Due]:
-        """Submissions to be requested now, by account and nonce: what the window admits, and what is to go again."""
+    async def due(self, max_in_flight: int, limit: int, required: int, *, is_behind: bool) -> list[Due]:
+        """Submissions to be requested now, by account and nonce: what the window admits, and what is to go again.
+
+        While the watch `is_behind` nothing goes again that `required` nodes have answered: it may be mined.
+        """
         async with self._database.statement() as connection:
             rows = await connection.execute(
                 text("""
                     WITH waiting AS (
                         SELECT DISTINCT account FROM broadcaster.submissions
-                        WHERE chain_id = :chain_id AND state = 'QUEUED'
+                        WHERE chain_id = :chain_id AND is_queued
                     ), admitted AS (
                         SELECT q.id FROM waiting w CROSS JOIN LATERAL (
                             SELECT s.id FROM broadcaster.submissions s
-                            WHERE s.chain_id = :chain_id AND s.account = w.account AND s.state = 'QUEUED'
+                            WHERE s.chain_id = :chain_id AND s.account = w.account AND s.is_queued
                             ORDER BY s.nonce LIMIT greatest(0, :max_in_flight - (
                                 SELECT count(*) FROM broadcaster.submissions f
-                                WHERE f.chain_id = :chain_id AND f.account = w.account
-                                    AND f.state IN ('REQUESTED', 'SUBMITTED') AND f.block_number IS NULL))
+                                WHERE f.chain_id = :chain_id AND f.account = w.account AND f.is_open
+                                    AND NOT f.is_queued AND f.block_number IS NULL))
                         ) q
                     ), again AS (
                         SELECT id FROM broadcaster.submissions
-                        WHERE chain_id = :chain_id AND state IN ('REQUESTED', 'SUBMITTED')
+                        WHERE chain_id = :chain_id AND is_open AND NOT is_queued
                             AND next_send_at <= clock_timestamp() AND (block_number IS NULL OR NOT answered)
+                            AND NOT (:is_behind AND cardinality(answered_nodes) >= :required)
                     )
                     SELECT id, transfer_id, tx_hash, account, nonce, raw_tx, traceparent, state, attempts,
                            answered_nodes, silent_nodes
@@ -156,7 +192,13 @@ class ChainStore:
                         AND next_send_at <= clock_timestamp()
                     ORDER BY account, nonce LIMIT :limit
                 """),
-                {"chain_id": self._chain_id, "max_in_flight": max_in_flight, "limit": limit},
+                {
+                    "chain_id": self._chain_id,
+                    "max_in_flight": max_in_flight,
+                    "limit": limit,
+                    "required": required,
+                    "is_behind": is_behind,
+                },
             )
             return [
                 Due(
@@ -181,7 +223,7 @@ class ChainStore:
             rows = await connection.execute(
                 text("""
                     SELECT account, max(nonce) + 1 AS next FROM broadcaster.submissions
-                    WHERE chain_id = :chain_id AND account = ANY (CAST(:accounts AS bytea[])) AND state <> 'QUEUED'
+                    WHERE chain_id = :chain_id AND account = ANY (CAST(:accounts AS bytea[])) AND NOT is_queued
                     GROUP BY account
                 """),
                 {"chain_id": self._chain_id, "accounts": list(accounts)},
@@ -190,12 +232,15 @@ class ChainStore:
 
     async def add_requests(
         self, due: Sequence[Due], again: Sequence[bool], rows: Sequence[NewOutboxRow], guard_s: float
-    ) -> list[OutboxRow]:
+    ) -> list[OutboxRow] | None:
         """Commit a round: one more attempt for each of `due`, and its request bodies. Repeatable with the same rows.
 
-        `again`: all k nodes have answered before, so that k are asked anew.
+        None, and nothing is changed, when one of them was found in a block since it was read: no request may follow
+        its finality. `again`: all k nodes have answered before, so that k are asked anew.
         """
         async with self._transaction() as connection:
+            if any(one.state is not State.QUEUED for one in due) and await self._any_mined(connection, due):
+                return None
             await connection.execute(
                 text("""
                     UPDATE broadcaster.submissions s
@@ -216,6 +261,18 @@ class ChainStore:
                 },
             )
             return await self._insert(connection, rows)
+
+    async def _any_mined(self, connection: AsyncConnection, due: Sequence[Due]) -> bool:
+        # By its attempts: what this round has requested, in a commit whose answer was lost, is requested.
+        mined = await connection.execute(
+            text("""
+                SELECT 1 FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS integer[])) AS d (id, attempts)
+                JOIN broadcaster.submissions s ON s.id = d.id AND s.attempts = d.attempts
+                WHERE s.block_number IS NOT NULL AND s.answered LIMIT 1
+            """),
+            {"ids": [one.id for one in due], "attempts": [one.attempts for one in due]},
+        )
+        return mined.one_or_none() is not None
 
     async def postpone(self, tx_hashes: Sequence[bytes], closes: Sequence[int], pause_s: float) -> None:
         """Try submissions that were not sent again later; `closes` are request rows that the log refused."""
@@ -244,8 +301,10 @@ class ChainStore:
         """
         async with self._transaction() as connection:
             await self._close(connection, closes)
+            await self._lock_events(connection)
             updated = await connection.execute(
                 text("""
+                    WITH updated AS (
                     UPDATE broadcaster.submissions s
                     SET state = CASE s.state WHEN 'REQUESTED' THEN 'SUBMITTED' ELSE s.state END,
                         answered = s.answered OR o.answered,
@@ -259,9 +318,17 @@ class ChainStore:
                          broadcaster.submissions old
                     WHERE s.tx_hash = o.tx_hash AND old.id = s.id
                         AND s.inclusion_status IS DISTINCT FROM 'finalized'
-                    RETURNING s.tx_hash, old.state = 'REQUESTED' AS is_first
+                    RETURNING s.*, old.state = 'REQUESTED' AS is_first
+                    ), entered AS (
+                        INSERT INTO broadcaster.events
+                            (transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, at)
+                        SELECT transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, :at
+                        FROM updated WHERE is_first ORDER BY id
+                    )
+                    SELECT tx_hash FROM updated
                 """),
                 {
+                    "at": at,
                     "tx_hashes": [outcome.tx_hash for outcome in outcomes],
                     "answered": [outcome.is_answered for outcome in outcomes],
                     "nodes": [" ".join(outcome.answered_nodes) for outcome in outcomes],
@@ -269,9 +336,8 @@ class ChainStore:
                     "next_send_s": [outcome.next_send_s for outcome in outcomes],
                 },
             )
-            is_first = {row.tx_hash: row.is_first for row in updated}
-            await self._add_events(connection, [tx_hash for tx_hash, first in is_first.items() if first], at)
-            rows = await self._insert(connection, [row for row in answers if row.tx_hash in is_first])
+            open_hashes = {row.tx_hash for row in updated}
+            rows = await self._insert(connection, [row for row in answers if row.tx_hash in open_hashes])
         self._requested.difference_update(closes)
         return rows
 
@@ -359,13 +425,13 @@ class ChainStore:
             )
             return {row.number: row.hash for row in rows}
 
-    async def ours(self, tx_hashes: Sequence[bytes]) -> frozenset[bytes]:
-        """Those of `tx_hashes` that were submitted here."""
+    async def unproven(self, tx_hashes: Sequence[bytes]) -> frozenset[bytes]:
+        """Those of `tx_hashes` that were submitted here, and are in no block that was watched."""
         async with self._database.statement() as connection:
             rows = await connection.execute(
                 text("""
                     SELECT tx_hash FROM broadcaster.submissions
-                    WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) AND chain_id = :chain_id
+                    WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) AND chain_id = :chain_id AND block_number IS NULL
                 """),
                 {"tx_hashes": list(tx_hashes), "chain_id": self._chain_id},
             )
@@ -385,6 +451,14 @@ class ChainStore:
         A submission gets the highest status that is true of its block, once; `safe` is the height whose status may be
         entered for its own sake.
         """
+        heights = {
+            "safe": safe,
+            "finalized": finalized.number,
+            "safe_nodes": list(safe_nodes),
+            "finalized_nodes": list(finalized.nodes),
+        }
+        stored: Sequence[Row[Any]] = ()
+        decided: list[Row[Any]] = []
         async with self._transaction() as connection:
             if blocks:
                 await connection.execute(
@@ -402,25 +476,38 @@ class ChainStore:
                     {"chain_id": self._chain_id, "finalized": min(finalized.number, max(blocks))},
                 )
             if inclusions:
-                await self._store_proofs(connection, inclusions)
-            return await self._decide(connection, safe, finalized, safe_nodes, limit)
+                stored = await self._store_proofs(connection, inclusions, heights)
+                decided += [row for row in stored if row.is_decided]
+            decided += await self._decide(connection, heights, limit)
+        proofs = {one.tx_hash: one.proof for one, _ in inclusions}
+        self._proofs.keep((row.tx_hash, proofs[row.tx_hash]) for row in stored)
+        return await self._pending(decided)
 
     async def _store_proofs(
-        self, connection: AsyncConnection, inclusions: Sequence[tuple[Inclusion, tuple[str, ...]]]
-    ) -> None:
-        await connection.execute(
-            text("""
+        self,
+        connection: AsyncConnection,
+        inclusions: Sequence[tuple[Inclusion, tuple[str, ...]]],
+        heights: dict[str, Any],
+    ) -> Sequence[Row[Any]]:
+        """Store proofs; where nodes have answered, the entry is decided with them."""
+        stored = await connection.execute(
+            text(f"""
                 UPDATE broadcaster.submissions s
                 SET block_number = p.block_number, block_hash = p.block_hash, receipt_status = p.receipt_status,
                     fee_paid_wei = CAST(p.fee_paid_wei AS numeric), proof = p.proof,
-                    agreeing_nodes = string_to_array(p.nodes, ' ')
+                    agreeing_nodes = {_NODES.format(block="p.block_number", nodes="string_to_array(p.nodes, ' ')")},
+                    inclusion_pending = s.answered,
+                    inclusion_number = s.inclusion_number + CASE WHEN s.answered THEN 1 ELSE 0 END,
+                    inclusion_status = CASE WHEN s.answered THEN {_STATUS.format(block="p.block_number")} END
                 FROM unnest(CAST(:tx_hashes AS bytea[]), CAST(:block_numbers AS bigint[]),
                             CAST(:block_hashes AS bytea[]), CAST(:receipt_statuses AS smallint[]),
                             CAST(:fees AS text[]), CAST(:proofs AS bytea[]), CAST(:nodes AS text[]))
                     AS p (tx_hash, block_number, block_hash, receipt_status, fee_paid_wei, proof, nodes)
                 WHERE s.tx_hash = p.tx_hash AND s.block_number IS NULL
-            """),
+                RETURNING s.id, {_DECIDED}, s.answered AS is_decided
+            """),  # noqa: S608
             {
+                **heights,
                 "tx_hashes": [one.tx_hash for one, _ in inclusions],
                 "block_numbers": [one.block_number for one, _ in inclusions],
                 "block_hashes": [one.block_hash for one, _ in inclusions],
@@ -430,15 +517,14 @@ class ChainStore:
                 "nodes": [" ".join(nodes) for _, nodes in inclusions],
             },
         )
+        return stored.all()
 
-    async def _decide(
-        self, connection: AsyncConnection, safe: int, finalized: Height, safe_nodes: tuple[str, ...], limit: int
-    ) -> list[PendingInclusion]:
+    async def _decide(self, connection: AsyncConnection, heights: dict[str, Any], limit: int) -> Sequence[Row[Any]]:
         rows = await connection.execute(
-            text("""
+            text(f"""
                 WITH chosen AS (
                     SELECT id FROM broadcaster.submissions
-                    WHERE chain_id = :chain_id AND block_number IS NOT NULL AND state <> 'FINALIZED'
+                    WHERE chain_id = :chain_id AND is_open AND NOT is_queued AND block_number IS NOT NULL
                         AND answered AND NOT inclusion_pending
                         AND (state = 'SUBMITTED' OR block_number <= :finalized
                              OR (state = 'INCLUDED' AND block_number <= :safe))
@@ -446,25 +532,33 @@ class ChainStore:
                 )
                 UPDATE broadcaster.submissions s
                 SET inclusion_pending = true, inclusion_number = s.inclusion_number + 1,
-                    inclusion_status = CASE WHEN s.block_number <= :finalized THEN 'finalized'
-                                            WHEN s.block_number <= :safe THEN 'safe' ELSE 'included' END,
-                    agreeing_nodes = CASE WHEN s.block_number <= :finalized THEN CAST(:finalized_nodes AS text[])
-                                          WHEN s.block_number <= :safe THEN CAST(:safe_nodes AS text[])
-                                          ELSE s.agreeing_nodes END
+                    inclusion_status = {_STATUS.format(block="s.block_number")},
+                    agreeing_nodes = {_NODES.format(block="s.block_number", nodes="s.agreeing_nodes")}
                 FROM chosen WHERE s.id = chosen.id
-                RETURNING s.transfer_id, s.tx_hash, s.traceparent, s.proof, s.inclusion_number, s.inclusion_status,
-                          s.agreeing_nodes
-            """),
-            {
-                "chain_id": self._chain_id,
-                "safe": safe,
-                "finalized": finalized.number,
-                "safe_nodes": list(safe_nodes),
-                "finalized_nodes": list(finalized.nodes),
-                "limit": limit,
-            },
+                RETURNING s.id, {_DECIDED}
+            """),  # noqa: S608
+            {**heights, "chain_id": self._chain_id, "limit": limit},
         )
-        return [_pending(row) for row in rows]
+        return rows.all()
+
+    async def _pending(self, decided: Sequence[Row[Any]]) -> list[PendingInclusion]:
+        """With their proofs: from memory, and the rows' own where it has none."""
+        proofs = {row.tx_hash: self._proofs.get(row.tx_hash) for row in decided}
+        if unknown := [tx_hash for tx_hash, proof in proofs.items() if proof is None]:
+            async with self._database.statement() as connection:
+                rows = await connection.execute(
+                    text(
+                        "SELECT tx_hash, proof FROM broadcaster.submissions "
+                        "WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[]))"
+                    ),
+                    {"tx_hashes": unknown},
+                )
+                proofs.update({row.tx_hash: row.proof for row in rows})
+        return [
+            _inclusion(row, proof)
+            for row in sorted(decided, key=lambda row: row.id)
+            if (proof := proofs[row.tx_hash]) is not None
+        ]
 
     async def pending_inclusions(self) -> list[PendingInclusion]:
         """Inclusion entries that were decided and may not be in the log yet: after a crash."""
@@ -472,26 +566,44 @@ class ChainStore:
             rows = await connection.execute(
                 text("""
                     SELECT transfer_id, tx_hash, traceparent, proof, inclusion_number, inclusion_status, agreeing_nodes
-                    FROM broadcaster.submissions WHERE chain_id = :chain_id AND block_number IS NOT NULL
-                        AND state <> 'FINALIZED' AND inclusion_pending ORDER BY id
+                    FROM broadcaster.submissions WHERE chain_id = :chain_id AND is_open AND NOT is_queued
+                        AND block_number IS NOT NULL AND inclusion_pending ORDER BY id
                 """),
                 {"chain_id": self._chain_id},
             )
-            return [_pending(row) for row in rows]
+            return [_inclusion(row, row.proof) for row in rows]
+
+    async def reopen_inclusions(self, refused: Sequence[bytes]) -> None:
+        """The log has refused the pending inclusion of these: decide another one, by what is known then."""
+        async with self._transaction() as connection:
+            await connection.execute(
+                text("""
+                    UPDATE broadcaster.submissions SET inclusion_pending = false
+                    WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) AND inclusion_pending
+                """),
+                {"tx_hashes": list(refused)},
+            )
 
     async def settle_inclusions(self, entered: Sequence[bytes], at: datetime) -> None:
         """The log has the pending inclusion of these transactions: show the new state. A final one needs no proof."""
         async with self._transaction() as connection:
+            await self._lock_events(connection)
             await connection.execute(
                 text("""
-                    UPDATE broadcaster.submissions
-                    SET inclusion_pending = false, state = upper(inclusion_status),
-                        proof = CASE inclusion_status WHEN 'finalized' THEN NULL ELSE proof END
-                    WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) AND inclusion_pending
+                    WITH settled AS (
+                        UPDATE broadcaster.submissions
+                        SET inclusion_pending = false, state = upper(inclusion_status),
+                            proof = CASE inclusion_status WHEN 'finalized' THEN NULL ELSE proof END
+                        WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) AND inclusion_pending
+                        RETURNING *
+                    )
+                    INSERT INTO broadcaster.events
+                        (transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, at)
+                    SELECT transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, :at
+                    FROM settled ORDER BY id
                 """),
-                {"tx_hashes": list(entered)},
+                {"tx_hashes": list(entered), "at": at},
             )
-            await self._add_events(connection, entered, at)
 
     async def included_above(self, number: int) -> list[tuple[PendingInclusion, int, bytes, State]]:
         """(submission, block number, block hash, state) of what is included above `number`."""
@@ -501,11 +613,11 @@ class ChainStore:
                     SELECT transfer_id, tx_hash, traceparent, proof, revocation_number AS inclusion_number,
                            inclusion_status, agreeing_nodes, block_number, block_hash, state
                     FROM broadcaster.submissions
-                    WHERE chain_id = :chain_id AND block_number > :number AND state <> 'FINALIZED' ORDER BY id
+                    WHERE chain_id = :chain_id AND is_open AND NOT is_queued AND block_number > :number ORDER BY id
                 """),
                 {"chain_id": self._chain_id, "number": number},
             )
-            return [(_pending(row), row.block_number, row.block_hash, State(row.state)) for row in rows]
+            return [(_inclusion(row, row.proof), row.block_number, row.block_hash, State(row.state)) for row in rows]
 
     async def revoke(self, number: int, revocations: Sequence[NewOutboxRow], at: datetime) -> list[OutboxRow]:
         """Forget the blocks above `number`, and send what they held again, once the revocations are committed."""
@@ -523,37 +635,35 @@ class ChainStore:
                         block_number = NULL, block_hash = NULL, receipt_status = NULL, fee_paid_wei = NULL,
                         proof = NULL, agreeing_nodes = NULL, inclusion_status = NULL,
                         answered_nodes = '{}', silent_nodes = '{}', next_send_at = clock_timestamp()
-                    WHERE chain_id = :chain_id AND block_number > :number AND state <> 'FINALIZED'
+                    WHERE chain_id = :chain_id AND is_open AND NOT is_queued AND block_number > :number
                         AND NOT inclusion_pending
                 """),
                 {"chain_id": self._chain_id, "number": number},
             )
             rows = await self._insert(connection, revocations)
-            await self._add_events(connection, [row.tx_hash for row in revocations], at)
-            return rows
+            await self._lock_events(connection)
+            await connection.execute(
+                text("""
+                    INSERT INTO broadcaster.events
+                        (transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, at)
+                    SELECT transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, :at
+                    FROM broadcaster.submissions WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) ORDER BY id
+                """),
+                {"tx_hashes": [row.tx_hash for row in revocations], "at": at},
+            )
+        self._proofs.clear()
+        return rows
 
-    async def _add_events(self, connection: AsyncConnection, tx_hashes: Sequence[bytes], at: datetime) -> None:
-        """The last statement of its transaction but for inserts, so that the lock is short."""
-        if not tx_hashes:
-            return
+    async def _lock_events(self, connection: AsyncConnection) -> None:
         await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _EVENTS_LOCK})
-        await connection.execute(
-            text("""
-                INSERT INTO broadcaster.events
-                    (transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, at)
-                SELECT transfer_id, tx_hash, state, block_number, block_hash, receipt_status, fee_paid_wei, :at
-                FROM broadcaster.submissions WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) ORDER BY id
-            """),
-            {"tx_hashes": list(tx_hashes), "at": at},
-        )
 
 
-def _pending(row: Row[Any]) -> PendingInclusion:
+def _inclusion(row: Row[Any], proof: bytes) -> PendingInclusion:
     return PendingInclusion(
         row.transfer_id,
         row.tx_hash,
         row.traceparent,
-        row.proof,
+        proof,
         row.inclusion_number,
         row.inclusion_status,
         tuple(row.agreeing_nodes or ()),

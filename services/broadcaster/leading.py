@@ -91,6 +91,7 @@ class ChainLeader:
             resend_after_s=self._settings.resend_after_s,
             changed=self._changed,
             revisit=watcher.revisit,
+            is_behind=lambda: watcher.is_behind,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_lease(epoch))

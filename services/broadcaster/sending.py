@@ -91,8 +91,12 @@ class Sender:
         resend_after_s: float,
         changed: Callable[[], None],
         revisit: Callable[[bytes], None],
+        is_behind: Callable[[], bool],
     ) -> None:
-        """`changed` is called after events were committed; `revisit` with a transaction that a node calls mined."""
+        """`changed` is called after events were committed; `revisit` with a transaction that a node calls mined.
+
+        `is_behind`: the watch has blocks of the nodes' chain before it, which may hold what seems to be pending.
+        """
         self._store = store
         self._log = log
         self._chain = chain
@@ -100,6 +104,7 @@ class Sender:
         self._resend_after_s = resend_after_s
         self._changed = changed
         self._revisit = revisit
+        self._is_behind = is_behind
         self._next_nonces: dict[bytes, int] = {}
         self.wake = asyncio.Event()
 
@@ -157,7 +162,7 @@ class Sender:
 
     async def _round(self, rounds: asyncio.TaskGroup, open_rounds: asyncio.Semaphore) -> bool:
         """Start a round; True when there may be more to send at once."""
-        found = await self._store.due(self._max_in_flight, _ROUND)
+        found = await self._store.due(self._max_in_flight, _ROUND, self._chain.required, is_behind=self._is_behind())
         due = _bounded(await self._in_nonce_order(found))
         if not due:
             return False
@@ -257,6 +262,9 @@ class Sender:
         rows = await _until_written(
             lambda: self._store.add_requests([item.due for item in items], again, new_rows, _GUARD_S)
         )
+        if rows is None:
+            # The next round knows which.
+            return []
         # (2)
         outcomes = await self._log.append([row.entry for row in rows])
         self._store.note_appended(rows)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.wallet.v1 import broadcaster_pb2 as pb
 from protos.wallet.v1 import broadcaster_pb2_grpc
@@ -72,14 +75,15 @@ class BroadcasterServicer(broadcaster_pb2_grpc.BroadcasterServicer):
 
     async def WatchSubmissions(
         self, request: pb.WatchSubmissionsRequest, context: Context
-    ) -> AsyncIterator[pb.SubmissionEvent]:
+    ) -> AsyncIterator[pb.SubmissionEvents]:
         cursor = request.after_cursor
         while True:
             bell = self._bell.listen()
             events = await self._store.events_after(cursor, _EVENTS)
-            for event in events:
-                yield _to_event(event)
-                cursor = event.cursor
+            if events:
+                # One message: each costs both ends as much as the changes of a batch do.
+                yield pb.SubmissionEvents(events=[_to_event(event) for event in events])
+                cursor = events[-1].cursor
             if len(events) < _EVENTS:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_POLL_S):
@@ -152,6 +156,14 @@ def _to_result(outcome: Submission | WalletError) -> pb.SubmitResult:
     return pb.SubmitResult(submission=_to_submission(outcome))
 
 
+@lru_cache(maxsize=16)  # the events of one commit share their time
+def _since_epoch(at: datetime) -> tuple[int, int]:
+    """The two fields of a Timestamp."""
+    timestamp = Timestamp()
+    timestamp.FromDatetime(at)
+    return timestamp.seconds, timestamp.nanos
+
+
 def _to_event(event: Event) -> pb.SubmissionEvent:
     shown = event.submission.state in _SHOWS_BLOCK and event.fee_paid_wei is not None
     reply = pb.SubmissionEvent(
@@ -159,5 +171,5 @@ def _to_event(event: Event) -> pb.SubmissionEvent:
         submission=_to_submission(event.submission),
         fee_paid_wei=str(event.fee_paid_wei) if shown else "",
     )
-    reply.at.FromDatetime(event.at)
+    reply.at.seconds, reply.at.nanos = _since_epoch(event.at)
     return reply

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -41,8 +42,11 @@ from services.runtime.nodes import ChainNodes, Node, NodeRefusal, quantity
 _log = logging.getLogger(__name__)
 
 _AHEAD = 4  # blocks asked for at a look
+_REVISITS = 500  # transactions looked up at a look, and the blocks read again for them:
+_REVISITED_BLOCKS = 4
 _ENTRIES = 1_000  # inclusion entries at a step
 _LONGEST_PAUSE_S = 5.0
+_REFUSED_S, _LONGEST_REFUSED_S = 2.0, 300.0  # before an inclusion that the log refused is decided anew
 _GRACE_S = 0.1  # for the other nodes, once k have answered a look
 _NONE = Height(-1, ())
 
@@ -100,6 +104,10 @@ class Watcher:
         self._blocks: dict[int, bytes] = {}
         self._safe_since: list[tuple[float, int]] = []
         self._revisits: set[bytes] = set()
+        # Inclusions that the log has refused: when each is decided anew, and the pause before that.
+        self._refusals: dict[bytes, tuple[float, float]] = {}
+        # The nodes have blocks that are not watched yet.
+        self.is_behind = True
         # By node name: the question that is on its way, and what was wrong with the last answer.
         self._asked: dict[str, asyncio.Task[_View]] = {}
         self._troubles: dict[str, str] = {}
@@ -158,6 +166,8 @@ class Watcher:
             await self._begin(views)
             return True
         cursor = max(self._blocks)
+        head = sorted((view.latest.number for view in views), reverse=True)[self._chain.required - 1]
+        self.is_behind = head > cursor
         fork = await self._fork(views, cursor)
         if fork is not None:
             await self._step_back(fork, cursor)
@@ -165,12 +175,17 @@ class Watcher:
         # (2)
         agreed = self._extend(views, cursor)
         # (3)
-        ours = await self._store.ours([tx_hash for block in agreed for tx_hash in block.tx_hashes]) if agreed else ()
+        ours = (
+            await self._store.unproven([tx_hash for block in agreed for tx_hash in block.tx_hashes]) if agreed else ()
+        )
         found: list[tuple[Inclusion, tuple[str, ...]]] = []
         for block in agreed:
             if wanted := block.tx_hashes.intersection(ours):
                 found += [(one, block.nodes) for one in await self._prove(block, wanted)]
-        found += await self._revisited()
+        # Until the watch has caught up, it may find them by itself.
+        if self._revisits and head <= max(cursor, *(block.number for block in agreed)):
+            found += await self._revisited()
+        await self._reopen()
         # (4)
         known = self._blocks | {block.number: block.hash for block in agreed}
         safe, finalized = self._height(views, known, "safe"), self._height(views, known, "finalized")
@@ -185,6 +200,7 @@ class Watcher:
         )
         oldest = min(finalized.number, max(known))
         self._blocks = {number: block_hash for number, block_hash in known.items() if number >= oldest}
+        self.is_behind = head > max(known)
         if found:
             self._freed()
         # (5), (6)
@@ -195,7 +211,7 @@ class Watcher:
 
     async def _ask(self) -> list[_View]:
         cursor = max(self._blocks) if self._blocks else None
-        numbers = range(cursor, cursor + _AHEAD + 1) if cursor is not None else range(0)
+        numbers = range(cursor + 1, cursor + _AHEAD + 1) if cursor is not None else range(0)
         for node in self._chain.nodes:
             if node.name not in self._asked:
                 self._asked[node.name] = asyncio.create_task(self._view(node, numbers))
@@ -354,22 +370,51 @@ class Watcher:
         return await asyncio.to_thread(prove_inclusions, block, receipts, opaque, agreed.hash, wanted)
 
     async def _revisited(self) -> list[tuple[Inclusion, tuple[str, ...]]]:
-        """Proofs of transactions that are said to be in a block which was watched before."""
-        found: list[tuple[Inclusion, tuple[str, ...]]] = []
-        for tx_hash in [self._revisits.pop() for _ in range(min(len(self._revisits), 16))]:
-            receipt = await self._chain.call("eth_getTransactionReceipt", [to_hex(tx_hash)])
-            if not isinstance(receipt, dict):
-                _log.warning("a nonce is spent by another transaction", extra={"tx_hash": to_hex(tx_hash)})
-                continue
-            number = quantity(receipt.get("blockNumber"), "blockNumber")
-            if number > max(self._blocks):
-                continue
-            agreement = await self._chain.agree(
-                "eth_getBlockByNumber", [hex(number), False], normalise=lambda block: _hash(block, "hash")
+        """Proofs of transactions that are said to be in a block which was watched before; each such block once."""
+        taken = [self._revisits.pop() for _ in range(min(len(self._revisits), _REVISITS))]
+        lost = await self._store.unproven(taken)
+        if not lost:
+            return []
+        try:
+            receipts = await self._chain.call_many(
+                [Call("eth_getTransactionReceipt", [to_hex(tx_hash)]) for tx_hash in lost]
             )
-            block = _Agreed(number, agreement.value, b"", frozenset(), agreement.nodes)
-            found += [(one, block.nodes) for one in await self._prove(block, frozenset({tx_hash}))]
+            places: dict[int, set[bytes]] = {}
+            for tx_hash, receipt in zip(lost, receipts, strict=True):
+                if isinstance(receipt, dict):
+                    places.setdefault(quantity(receipt.get("blockNumber"), "blockNumber"), set()).add(tx_hash)
+                else:
+                    _log.warning("a nonce is spent by another transaction", extra={"tx_hash": to_hex(tx_hash)})
+            found: list[tuple[Inclusion, tuple[str, ...]]] = []
+            # What lies above is found by the watch itself.
+            numbers = sorted(number for number in places if number <= max(self._blocks))
+            for number in numbers[:_REVISITED_BLOCKS]:
+                agreement = await self._chain.agree(
+                    "eth_getBlockByNumber", [hex(number), False], normalise=lambda block: _hash(block, "hash")
+                )
+                block = _Agreed(number, agreement.value, b"", frozenset(), agreement.nodes)
+                found += [(one, block.nodes) for one in await self._prove(block, frozenset(places[number]))]
+        except WalletError as error:
+            if error.reason not in (Reason.NODE_UNAVAILABLE, Reason.NODES_DISAGREE):
+                raise
+            # Nothing waits for it: whoever is still unproven when it is sent again comes back.
+            _log.warning("blocks cannot be looked at again now", extra={"reason": error.reason.name})
+            return []
+        self._revisits.update(tx_hash for number in numbers[_REVISITED_BLOCKS:] for tx_hash in places[number])
         return found
+
+    async def _reopen(self) -> None:
+        """Let inclusions that the log refused be decided anew: what it refuses now may be true later."""
+        now = time.monotonic()
+        if due := [tx_hash for tx_hash, (reopen_at, _) in self._refusals.items() if reopen_at <= now]:
+            await self._store.reopen_inclusions(due)
+            for tx_hash in due:
+                self._refusals[tx_hash] = (math.inf, self._refusals[tx_hash][1])
+
+    def _refused(self, tx_hash: bytes) -> None:
+        _, pause_s = self._refusals.get(tx_hash, (0.0, _REFUSED_S / 2))
+        pause_s = min(pause_s * 2, _LONGEST_REFUSED_S)
+        self._refusals[tx_hash] = (time.monotonic() + pause_s, pause_s)
 
     # (5), (6)
 
@@ -401,7 +446,9 @@ class Watcher:
                     span.set_attribute(attributes.WALLET_STATE, one.status.upper())
                     if isinstance(outcome, WalletError):
                         telemetry.mark_failed(span, outcome.reason.name)
+                        self._refused(one.tx_hash)
                     else:
+                        self._refusals.pop(one.tx_hash, None)
                         span.set_attribute(attributes.WALLET_EVIDENCE_INDEX, outcome)
                         entered.append(one.tx_hash)
                 await self._store.settle_inclusions(entered, datetime.now(UTC))
@@ -414,8 +461,15 @@ class Watcher:
 
     async def _fork(self, views: Sequence[_View], cursor: int) -> int | None:
         """The highest block of ours that k nodes still have, when k nodes agree that our newest is not theirs."""
-        newest = self._agreed(views, cursor)
-        if newest is None or newest.hash == self._blocks[cursor]:
+        votes = Counter(block_hash for view in views if (block_hash := _hash_at(view, cursor)) is not None)
+        if len(votes) > 1:
+            self._chain.note_disagreement(
+                "eth_getBlockByNumber",
+                [[view.name for view in views if _hash_at(view, cursor) == block_hash] for block_hash in votes],
+            )
+        if not votes or votes.most_common(1)[0][1] < self._chain.required:
+            return None
+        if votes.most_common(1)[0][0] == self._blocks[cursor]:
             return None
         for number in sorted(self._blocks, reverse=True)[1:]:
             agreement = await self._chain.agree(
@@ -458,6 +512,14 @@ class Watcher:
         self._store.note_appended(rows)
         self._changed()
         self._freed()
+
+
+def _hash_at(view: _View, number: int) -> bytes | None:
+    """What the node has at our newest block's height, without asking for that block, which may be large."""
+    if view.latest.number == number:
+        return view.latest.hash
+    above = view.blocks.get(number + 1)
+    return above.parent_hash if above is not None else None
 
 
 def _block(node: Node, answer: Any) -> _Block | None:

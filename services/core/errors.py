@@ -59,7 +59,7 @@ class Reason(Enum):
     KEY_NOT_FOUND = (Code.FAILED_PRECONDITION, "No such key, or its version is retired.")
     TRANSPORT_KEY_NOT_APPROVED = (Code.PERMISSION_DENIED, "No operator approved the signer's transport key.")
     TOKEN_UNAVAILABLE = (Code.UNAVAILABLE, "The PKCS#11 token is missing, locked or lost its session.")
-    TOKEN_PIN_INCORRECT = (Code.FAILED_PRECONDITION, "The PKCS#11 token refused the PIN.")
+    TOKEN_PIN_INCORRECT = (Code.UNAVAILABLE, "The PKCS#11 token refused the PIN: an operator must mend it.")
     TOKEN_TIMEOUT = (Code.UNAVAILABLE, "A token call exceeded its time limit.")
     SIGNATURE_INVALID = (Code.INTERNAL, "The token's signature does not verify under the account's key.")
     # Evidence

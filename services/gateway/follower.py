@@ -17,7 +17,7 @@ from services.gateway.transfer import State
 
 _log = logging.getLogger(__name__)
 
-_MOST_AT_ONCE = 1_000
+_MOST_AT_ONCE = 8  # messages, of up to 500 events each
 _LOOK_FOR_LEASE_S = 1.0
 # QUEUED is not here: a transfer that waits for the submission window stays SIGNED.
 _STATES = {
@@ -58,15 +58,15 @@ class Follower:
 
     async def _follow(self, cursor: int) -> AsyncIterator[int]:
         """Yields each cursor that was committed."""
-        events: asyncio.Queue[broadcaster_pb2.SubmissionEvent | Exception] = asyncio.Queue(_MOST_AT_ONCE)
-        reader = asyncio.create_task(self._read(cursor, events))
+        messages: asyncio.Queue[broadcaster_pb2.SubmissionEvents | Exception] = asyncio.Queue(_MOST_AT_ONCE)
+        reader = asyncio.create_task(self._read(cursor, messages))
         try:
             while True:
                 # Whatever has come by now goes into one commit.
-                taken = [await events.get()]
-                while len(taken) < _MOST_AT_ONCE and not events.empty():
-                    taken.append(events.get_nowait())
-                arrived = [event for event in taken if isinstance(event, broadcaster_pb2.SubmissionEvent)]
+                taken = [await messages.get()]
+                while len(taken) < _MOST_AT_ONCE and not messages.empty():
+                    taken.append(messages.get_nowait())
+                arrived = [event for some in taken if not isinstance(some, Exception) for event in some.events]
                 if arrived:
                     last = arrived[-1].cursor
                     self._changes.announce(await self._store.follow(self._owner, cursor, last, _chain_changes(arrived)))
@@ -77,15 +77,15 @@ class Follower:
         finally:
             reader.cancel()
 
-    async def _read(self, cursor: int, events: asyncio.Queue[broadcaster_pb2.SubmissionEvent | Exception]) -> None:
+    async def _read(self, cursor: int, messages: asyncio.Queue[broadcaster_pb2.SubmissionEvents | Exception]) -> None:
         """The stream into the queue; its end is the last element, as the error that it means."""
         request = broadcaster_pb2.WatchSubmissionsRequest(after_cursor=cursor)
         try:
-            async for event in self._peers.broadcaster.WatchSubmissions(request):
-                await events.put(event)
-            await events.put(WalletError(Reason.SERVICE_UNAVAILABLE, "broadcaster ended its stream"))
+            async for some in self._peers.broadcaster.WatchSubmissions(request):
+                await messages.put(some)
+            await messages.put(WalletError(Reason.SERVICE_UNAVAILABLE, "broadcaster ended its stream"))
         except Exception as error:
-            await events.put(error)
+            await messages.put(error)
 
 
 def _chain_changes(events: list[broadcaster_pb2.SubmissionEvent]) -> list[ChainChange]:

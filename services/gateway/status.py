@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 
-from protos.wallet.v1 import broadcaster_pb2, evidence_pb2, signer_pb2, txbuilder_pb2
+from protos.wallet.v1 import broadcaster_pb2, evidence_pb2, keys_pb2, signer_pb2, txbuilder_pb2
 from services.core.errors import WalletError
 from services.gateway.peers import Peers
 from services.gateway.views import ServiceStatusView, StatusView
@@ -14,15 +14,22 @@ _TIMEOUT_S = 2.0
 
 
 async def suite_status(peers: Peers) -> StatusView:
-    signer, evidence, txbuilder, broadcaster = await asyncio.gather(
+    keys, signer, evidence, txbuilder, broadcaster = await asyncio.gather(
+        _asked("keys", _keys(peers)),
         _asked("signer", _signer(peers)),
         _asked("evidence", _evidence(peers)),
         _asked("txbuilder", _txbuilder(peers)),
         _asked("broadcaster", _broadcaster(peers)),
     )
-    services = {"signer": signer, "evidence": evidence, "txbuilder": txbuilder, "broadcaster": broadcaster}
-    # A signature needs these three; without broadcaster it is made and waits.
-    needed = (signer, evidence, txbuilder)
+    services = {
+        "keys": keys,
+        "signer": signer,
+        "evidence": evidence,
+        "txbuilder": txbuilder,
+        "broadcaster": broadcaster,
+    }
+    # A signature needs these four (keys for a leaf that the signer does not hold); without broadcaster it waits.
+    needed = (keys, signer, evidence, txbuilder)
     missing = list(dict.fromkeys(sentence for service in services.values() for sentence in service.missing))
     return StatusView(can_sign=not any(service.missing for service in needed), missing=missing, services=services)
 
@@ -32,6 +39,11 @@ async def _asked(name: str, question: Awaitable[ServiceStatusView]) -> ServiceSt
         return await question
     except WalletError as error:
         return ServiceStatusView(answering=False, missing=[f"{name} does not answer ({error.reason.name})."])
+
+
+async def _keys(peers: Peers) -> ServiceStatusView:
+    reply = await peers.keys.GetKeysStatus(keys_pb2.GetKeysStatusRequest(), timeout=_TIMEOUT_S)
+    return ServiceStatusView(answering=True, missing=list(reply.missing), details={"token_ready": reply.token_ready})
 
 
 async def _signer(peers: Peers) -> ServiceStatusView:

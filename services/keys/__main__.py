@@ -41,7 +41,7 @@ async def main(settings: KeysSettings) -> None:
     approval = Approval(settings.env == "production", settings.approved_transport_keys_file)
     leaves = Leaves(store, ceremonies, journal, wallets, approval)
     server = GrpcServer("keys", settings, [_SERVICE_NAME])
-    keys_pb2_grpc.add_KeysServicer_to_server(KeysServicer(wallets, accounts, leaves), server.grpc)
+    keys_pb2_grpc.add_KeysServicer_to_server(KeysServicer(wallets, accounts, leaves, ceremonies), server.grpc)
     appending = asyncio.create_task(journal.run())
     async with server:
         await wait_for_stop(appending)

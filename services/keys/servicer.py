@@ -11,6 +11,7 @@ from protos.wallet.v1 import common_pb2, keys_pb2, keys_pb2_grpc
 from services.core.errors import Reason, WalletError, refuse
 from services.core.paths import AccountPath, Algorithm
 from services.keys.accounts import AccountPlace, Accounts
+from services.keys.ceremonies import Ceremonies
 from services.keys.leaves import Leaves
 from services.keys.store import AccountRow, WalletRow
 from services.keys.wallets import NewWallet, Wallets
@@ -31,7 +32,8 @@ _TO_PROTO = {
 
 
 class KeysServicer(keys_pb2_grpc.KeysServicer):
-    def __init__(self, wallets: Wallets, accounts: Accounts, leaves: Leaves) -> None:
+    def __init__(self, wallets: Wallets, accounts: Accounts, leaves: Leaves, ceremonies: Ceremonies) -> None:
+        self._ceremonies = ceremonies
         self._wallets = wallets
         self._accounts = accounts
         self._leaves = leaves
@@ -60,6 +62,13 @@ class KeysServicer(keys_pb2_grpc.KeysServicer):
         else:
             account = await self._accounts.get_by_address(request.address.chain_id, request.address.address)
         return _account_message(account)
+
+    async def GetKeysStatus(self, request: keys_pb2.GetKeysStatusRequest, context: Context) -> keys_pb2.KeysStatus:
+        try:
+            await self._ceremonies.check()
+        except WalletError as error:
+            return keys_pb2.KeysStatus(token_ready=False, missing=[f"keys: {error.reason.meaning}"])
+        return keys_pb2.KeysStatus(token_ready=True)
 
     async def RegisterTransportKey(
         self, request: keys_pb2.RegisterTransportKeyRequest, context: Context

@@ -85,14 +85,14 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
 
     async def WatchSubmissions(
         self, request: broadcaster_pb2.WatchSubmissionsRequest, context: Any
-    ) -> AsyncIterator[broadcaster_pb2.SubmissionEvent]:
+    ) -> AsyncIterator[broadcaster_pb2.SubmissionEvents]:
         self.script.begin("WatchSubmissions")
         self.watched_after.append(request.after_cursor)
         closed, sent = self._streams_closed, request.after_cursor
         while not closed.is_set():
-            for event in self._events[sent:]:
-                yield event
-                sent = event.cursor
+            if events := self._events[sent:]:
+                yield broadcaster_pb2.SubmissionEvents(events=events)
+                sent = events[-1].cursor
             await asyncio.sleep(0.005)
 
     async def GetBroadcasterStatus(

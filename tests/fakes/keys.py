@@ -56,6 +56,7 @@ class FakeKeys(keys_pb2_grpc.KeysServicer):
 
     def __init__(self) -> None:
         self.script = Script()
+        self.missing: list[str] = []
         self._wallets: dict[str, tuple[NewWallet, keys_pb2.Wallet]] = {}
         self._accounts: dict[str, keys_pb2.Account] = {}
         self._leaves: dict[tuple[str, int], _Leaf] = {}
@@ -75,6 +76,10 @@ class FakeKeys(keys_pb2_grpc.KeysServicer):
 
     def forget_transport_keys(self) -> None:
         self._transport_keys.clear()
+
+    async def GetKeysStatus(self, request: keys_pb2.GetKeysStatusRequest, context: Any) -> keys_pb2.KeysStatus:
+        self.script.begin("GetKeysStatus")
+        return keys_pb2.KeysStatus(token_ready=not self.missing, missing=self.missing)
 
     async def CreateWallet(self, request: keys_pb2.CreateWalletRequest, context: Any) -> keys_pb2.Wallet:
         self.script.begin("CreateWallet")

@@ -258,10 +258,13 @@ class Rig:
         seen = []
         async with asyncio.timeout(timeout_s):
             stream = self.servicer.WatchSubmissions(pb.WatchSubmissionsRequest(), None)  # type: ignore[arg-type]
-            async for event in stream:
-                seen.append(event)
-                if event.submission.state == state:
-                    open_ids.discard(event.submission.transfer_id)
+            async for message in stream:
+                for event in message.events:
+                    if not open_ids:
+                        break
+                    seen.append(event)
+                    if event.submission.state == state:
+                        open_ids.discard(event.submission.transfer_id)
                 if not open_ids:
                     break
         return seen

@@ -232,7 +232,7 @@ async def test_a_reverted_transaction_is_included_with_status_0(broadcaster: Rig
     [
         ({"nonce": 1}, Reason.INVALID_REQUEST, "nonce"),
         ({"chain_id": "eip155:1"}, Reason.UNKNOWN_CHAIN, "chain_id"),
-        ({"from_address": b"\x22" * 20}, Reason.INVALID_REQUEST, "from_address"),
+        ({"from_address": b"\x22" * 19}, Reason.INVALID_REQUEST, "from_address"),
         ({"raw_tx": b"\x02"}, Reason.INVALID_REQUEST, "raw_tx"),
         ({"traceparent": "00-x"}, Reason.INVALID_REQUEST, "traceparent"),
         ({"transfer_id": "a b"}, Reason.INVALID_REQUEST, "transfer_id"),

@@ -662,6 +662,9 @@ async def test_links_bundles_traces_and_policy(client: Client, bench: Bench) -> 
 async def test_status_says_what_is_missing(client: Client, bench: Bench) -> None:
     status = (await client.http.get("/v1/status")).json()
     assert (status["can_sign"], status["missing"]) == (True, [])
+    bench.suite.keys.missing = ["keys: its token is locked."]
+    assert (await client.http.get("/v1/status")).json()["can_sign"] is False
+    bench.suite.keys.missing = []
     bench.suite.signer.missing = ["The token is locked."]
     bench.suite.evidence.script.refuse("GetEvidenceStatus", WalletError(Reason.SERVICE_UNAVAILABLE, "down"))
     status = (await client.http.get("/v1/status")).json()

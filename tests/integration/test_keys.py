@@ -365,6 +365,9 @@ async def test_a_wrong_pin_is_named_and_mended_without_a_restart(keys: Keys) -> 
         with _refusal(Reason.TOKEN_PIN_INCORRECT):
             await keys.create_wallet()
     assert "the token cannot be opened" in keys.log.read_text()
+    status = await keys.stub("gateway").GetKeysStatus(keys_pb2.GetKeysStatusRequest(), timeout=20)
+    assert not status.token_ready
+    assert "PIN" in status.missing[0]
     keys.token.pin_file.write_text(right)
     assert (await keys.create_wallet()).wallet_id == "treasury"
 

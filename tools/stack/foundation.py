@@ -46,7 +46,7 @@ class Foundation:
         self.addresses = {name: f"127.0.0.1:{self.ports.free()}" for name in SERVICE_NAMES if name != "gateway"}
         self.http_address = f"127.0.0.1:{self.ports.free()}"
         self.tiles_address = f"127.0.0.1:{self.ports.free()}"
-        self.policy_file = options.policy_file or _DEVELOPMENT_POLICY
+        self.policy_file = directory / "policy.yaml"
         self.control_url: str | None = None
         self.chain_url: str | None = None
 
@@ -61,6 +61,9 @@ class Foundation:
         self.redis_url_file = write_private(self._secrets / "redis-url", self._create_redis() + "\n")
         self.nodes = self._create_nodes()
         self.nodes_file = write_nodes_file(self._secrets / "nodes.json", self.nodes)
+        # A copy: a running suite does not follow edits of the tree.
+        policy = self._options.policy_file or _DEVELOPMENT_POLICY
+        write_private(self.policy_file, policy.read_bytes())
         self._telemetry_key = self._create_key("telemetry-hmac-key")
         self._gateway_key = self._create_key("gateway-encryption-key")
         if self.database.password is not None:
@@ -164,7 +167,7 @@ class Foundation:
                 "WALLET_CHECKPOINT_FILE": str(self._directory / "evidence" / "checkpoint"),
             },
             "signer": {
-                "WALLET_POLICY_FILE": str(self.policy_file.resolve()),
+                "WALLET_POLICY_FILE": str(self.policy_file),
                 "WALLET_SIGNER_WORKERS": str(self._options.signer_workers),
             },
         }

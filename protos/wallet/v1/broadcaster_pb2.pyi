@@ -234,6 +234,28 @@ class WatchSubmissionsRequest(_message.Message):
 Global___WatchSubmissionsRequest: _TypeAlias = WatchSubmissionsRequest  # noqa: Y015
 
 @_typing.final
+class SubmissionEvents(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___SubmissionEvent]:
+        """1 to 500."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___SubmissionEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmissionEvents: _TypeAlias = SubmissionEvents  # noqa: Y015
+
+@_typing.final
 class SubmissionEvent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

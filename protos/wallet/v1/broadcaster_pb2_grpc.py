@@ -52,7 +52,7 @@ class BroadcasterStub:
         self.WatchSubmissions = channel.unary_stream(
                 '/wallet.v1.Broadcaster/WatchSubmissions',
                 request_serializer=protos_dot_wallet_dot_v1_dot_broadcaster__pb2.WatchSubmissionsRequest.SerializeToString,
-                response_deserializer=protos_dot_wallet_dot_v1_dot_broadcaster__pb2.SubmissionEvent.FromString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_broadcaster__pb2.SubmissionEvents.FromString,
                 _registered_method=True)
         self.GetBroadcasterStatus = channel.unary_unary(
                 '/wallet.v1.Broadcaster/GetBroadcasterStatus',
@@ -85,7 +85,8 @@ class BroadcasterServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchSubmissions(self, request, context):
-        """Every state change after the cursor, oldest first, then live. Resumable: keep the last cursor and come again.
+        """Every state change after the cursor, oldest first, then live, as many a message as there are by then. Resumable: keep
+        the last cursor and come again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -119,7 +120,7 @@ def add_BroadcasterServicer_to_server(servicer, server):
             'WatchSubmissions': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchSubmissions,
                     request_deserializer=protos_dot_wallet_dot_v1_dot_broadcaster__pb2.WatchSubmissionsRequest.FromString,
-                    response_serializer=protos_dot_wallet_dot_v1_dot_broadcaster__pb2.SubmissionEvent.SerializeToString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_broadcaster__pb2.SubmissionEvents.SerializeToString,
             ),
             'GetBroadcasterStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBroadcasterStatus,
@@ -234,7 +235,7 @@ class Broadcaster:
             target,
             '/wallet.v1.Broadcaster/WatchSubmissions',
             protos_dot_wallet_dot_v1_dot_broadcaster__pb2.WatchSubmissionsRequest.SerializeToString,
-            protos_dot_wallet_dot_v1_dot_broadcaster__pb2.SubmissionEvent.FromString,
+            protos_dot_wallet_dot_v1_dot_broadcaster__pb2.SubmissionEvents.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,8 +36,10 @@ class BroadcasterStub:
     SubmitTransactions: _grpc.UnaryUnaryMultiCallable[_broadcaster_pb2.SubmitTransactionsRequest, _broadcaster_pb2.SubmitTransactionsResponse]
     """The same n at a time."""
     GetSubmission: _grpc.UnaryUnaryMultiCallable[_broadcaster_pb2.GetSubmissionRequest, _broadcaster_pb2.Submission]
-    WatchSubmissions: _grpc.UnaryStreamMultiCallable[_broadcaster_pb2.WatchSubmissionsRequest, _broadcaster_pb2.SubmissionEvent]
-    """Every state change after the cursor, oldest first, then live. Resumable: keep the last cursor and come again."""
+    WatchSubmissions: _grpc.UnaryStreamMultiCallable[_broadcaster_pb2.WatchSubmissionsRequest, _broadcaster_pb2.SubmissionEvents]
+    """Every state change after the cursor, oldest first, then live, as many a message as there are by then. Resumable: keep
+    the last cursor and come again.
+    """
     GetBroadcasterStatus: _grpc.UnaryUnaryMultiCallable[_broadcaster_pb2.GetBroadcasterStatusRequest, _broadcaster_pb2.BroadcasterStatus]
     """Health of the nodes, for /v1/status."""
 
@@ -49,8 +51,10 @@ class BroadcasterAsyncStub(BroadcasterStub):
     SubmitTransactions: _aio.UnaryUnaryMultiCallable[_broadcaster_pb2.SubmitTransactionsRequest, _broadcaster_pb2.SubmitTransactionsResponse]  # type: ignore[assignment]
     """The same n at a time."""
     GetSubmission: _aio.UnaryUnaryMultiCallable[_broadcaster_pb2.GetSubmissionRequest, _broadcaster_pb2.Submission]  # type: ignore[assignment]
-    WatchSubmissions: _aio.UnaryStreamMultiCallable[_broadcaster_pb2.WatchSubmissionsRequest, _broadcaster_pb2.SubmissionEvent]  # type: ignore[assignment]
-    """Every state change after the cursor, oldest first, then live. Resumable: keep the last cursor and come again."""
+    WatchSubmissions: _aio.UnaryStreamMultiCallable[_broadcaster_pb2.WatchSubmissionsRequest, _broadcaster_pb2.SubmissionEvents]  # type: ignore[assignment]
+    """Every state change after the cursor, oldest first, then live, as many a message as there are by then. Resumable: keep
+    the last cursor and come again.
+    """
     GetBroadcasterStatus: _aio.UnaryUnaryMultiCallable[_broadcaster_pb2.GetBroadcasterStatusRequest, _broadcaster_pb2.BroadcasterStatus]  # type: ignore[assignment]
     """Health of the nodes, for /v1/status."""
 
@@ -83,8 +87,10 @@ class BroadcasterServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _broadcaster_pb2.WatchSubmissionsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_broadcaster_pb2.SubmissionEvent], _abc.AsyncIterator[_broadcaster_pb2.SubmissionEvent]]:
-        """Every state change after the cursor, oldest first, then live. Resumable: keep the last cursor and come again."""
+    ) -> _typing.Union[_abc.Iterator[_broadcaster_pb2.SubmissionEvents], _abc.AsyncIterator[_broadcaster_pb2.SubmissionEvents]]:
+        """Every state change after the cursor, oldest first, then live, as many a message as there are by then. Resumable: keep
+        the last cursor and come again.
+        """
 
     @_abc_1.abstractmethod
     def GetBroadcasterStatus(

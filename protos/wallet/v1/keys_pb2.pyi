@@ -3,9 +3,11 @@
 isort:skip_file
 Wallets, derivation and wrapped leaf keys. Callers: gateway (wallets, accounts), signer (transport keys, leaves)."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from protos.wallet.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
@@ -377,3 +379,43 @@ class WrappedLeaf(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WrappedLeaf: _TypeAlias = WrappedLeaf  # noqa: Y015
+
+@_typing.final
+class GetKeysStatusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetKeysStatusRequest: _TypeAlias = GetKeysStatusRequest  # noqa: Y015
+
+@_typing.final
+class KeysStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_READY_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    token_ready: _builtins.bool
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """One sentence per missing thing."""
+
+    def __init__(
+        self,
+        *,
+        token_ready: _builtins.bool = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "token_ready", b"token_ready"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeysStatus: _TypeAlias = KeysStatus  # noqa: Y015

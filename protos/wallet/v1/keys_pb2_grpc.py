@@ -64,6 +64,11 @@ class KeysStub:
                 request_serializer=protos_dot_wallet_dot_v1_dot_keys__pb2.WrapLeafRequest.SerializeToString,
                 response_deserializer=protos_dot_wallet_dot_v1_dot_keys__pb2.WrappedLeaf.FromString,
                 _registered_method=True)
+        self.GetKeysStatus = channel.unary_unary(
+                '/wallet.v1.Keys/GetKeysStatus',
+                request_serializer=protos_dot_wallet_dot_v1_dot_keys__pb2.GetKeysStatusRequest.SerializeToString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_keys__pb2.KeysStatus.FromString,
+                _registered_method=True)
 
 
 class KeysServicer:
@@ -113,6 +118,13 @@ class KeysServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetKeysStatus(self, request, context):
+        """Could a leaf be wrapped now? For /v1/status.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KeysServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +157,11 @@ def add_KeysServicer_to_server(servicer, server):
                     servicer.WrapLeaf,
                     request_deserializer=protos_dot_wallet_dot_v1_dot_keys__pb2.WrapLeafRequest.FromString,
                     response_serializer=protos_dot_wallet_dot_v1_dot_keys__pb2.WrappedLeaf.SerializeToString,
+            ),
+            'GetKeysStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKeysStatus,
+                    request_deserializer=protos_dot_wallet_dot_v1_dot_keys__pb2.GetKeysStatusRequest.FromString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_keys__pb2.KeysStatus.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -309,6 +326,33 @@ class Keys:
             '/wallet.v1.Keys/WrapLeaf',
             protos_dot_wallet_dot_v1_dot_keys__pb2.WrapLeafRequest.SerializeToString,
             protos_dot_wallet_dot_v1_dot_keys__pb2.WrappedLeaf.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKeysStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wallet.v1.Keys/GetKeysStatus',
+            protos_dot_wallet_dot_v1_dot_keys__pb2.GetKeysStatusRequest.SerializeToString,
+            protos_dot_wallet_dot_v1_dot_keys__pb2.KeysStatus.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class KeysStub:
     """The leaf key of an account, wrapped to a registered transport key. NOT_FOUND if it is not registered,
     TRANSPORT_KEY_NOT_APPROVED until an operator approves it, KEY_NOT_FOUND for another key or version.
     """
+    GetKeysStatus: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeysStatusRequest, _keys_pb2.KeysStatus]
+    """Could a leaf be wrapped now? For /v1/status."""
 
 @_typing.type_check_only
 class KeysAsyncStub(KeysStub):
@@ -67,6 +69,8 @@ class KeysAsyncStub(KeysStub):
     """The leaf key of an account, wrapped to a registered transport key. NOT_FOUND if it is not registered,
     TRANSPORT_KEY_NOT_APPROVED until an operator approves it, KEY_NOT_FOUND for another key or version.
     """
+    GetKeysStatus: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeysStatusRequest, _keys_pb2.KeysStatus]  # type: ignore[assignment]
+    """Could a leaf be wrapped now? For /v1/status."""
 
 class KeysServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -120,5 +124,13 @@ class KeysServicer(metaclass=_abc_1.ABCMeta):
         """The leaf key of an account, wrapped to a registered transport key. NOT_FOUND if it is not registered,
         TRANSPORT_KEY_NOT_APPROVED until an operator approves it, KEY_NOT_FOUND for another key or version.
         """
+
+    @_abc_1.abstractmethod
+    def GetKeysStatus(
+        self,
+        request: _keys_pb2.GetKeysStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.KeysStatus, _abc.Awaitable[_keys_pb2.KeysStatus]]:
+        """Could a leaf be wrapped now? For /v1/status."""
 
 def add_KeysServicer_to_server(servicer: KeysServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -20,10 +20,11 @@ async def watch(peers: Peers, transfer_id: str, after_cursor: int = 0) -> list[p
     events: list[pb.SubmissionEvent] = []
     stream = peers.broadcaster.WatchSubmissions(pb.WatchSubmissionsRequest(after_cursor=after_cursor))
     async with asyncio.timeout(DEADLINE_S), contextlib.aclosing(stream):
-        async for event in stream:
-            events.append(event)
-            if (event.submission.transfer_id, event.submission.state) == (transfer_id, FINALIZED):
-                return events
+        async for message in stream:
+            for event in message.events:
+                events.append(event)
+                if (event.submission.transfer_id, event.submission.state) == (transfer_id, FINALIZED):
+                    return events
     raise AssertionError("the stream ended")
 
 

@@ -24,6 +24,11 @@ def account_request(wallet_id: str, index: int = 0, chain_id: str = CHAIN_ID) ->
     return pb.CreateAccountRequest(wallet_id=wallet_id, chain_id=chain_id, index=index)
 
 
+async def test_the_token_is_ready(peers: Peers) -> None:
+    status = await peers.keys.GetKeysStatus(pb.GetKeysStatusRequest())
+    assert (status.token_ready, list(status.missing)) == (True, [])
+
+
 async def test_a_wallet_is_made_once(peers: Peers) -> None:
     wallet_id = unique("w")
     made = await peers.keys.CreateWallet(wallet_request(wallet_id))
