@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TypeVar
 
-from opentelemetry.trace import Span
-
 from services.broadcaster import telemetry
 from services.broadcaster.chain_store import ChainStore, Due, NewOutboxRow, OutboxRow, SendOutcome
 from services.broadcaster.evidence_log import PatientLog
@@ -63,7 +61,7 @@ class _Item:
 
     due: Due
     attempt: int
-    span: Span
+    span: telemetry.TransferSpan
     nodes: list[str] = field(default_factory=list)
     waiting: int = 0  # nodes that have not answered yet
     answered: int = 0  # nodes that have, usably, in this and earlier attempts
@@ -77,7 +75,7 @@ class _NodeBatch:
     request: HttpRequest
     items: list[_Item]
     rows: list[OutboxRow] = field(default_factory=list)
-    spans: list[Span] = field(default_factory=list)
+    spans: list[telemetry.TransferSpan] = field(default_factory=list)
 
 
 class Sender:
@@ -222,13 +220,9 @@ class Sender:
         return healthy
 
     async def _serve(self, due: list[Due], healthy: list[Node], started: asyncio.Event) -> None:
+        spans = telemetry.TransferSpans(self._chain.chain_id)
         items = [
-            _Item(
-                one,
-                one.attempts + 1,
-                telemetry.start_transfer_span(telemetry.SUBMISSION, one.traceparent, self._chain.chain_id, one.tx_hash),
-            )
-            for one in due
+            _Item(one, one.attempts + 1, spans.start(telemetry.SUBMISSION, one.traceparent, one.tx_hash)) for one in due
         ]
         try:
             with telemetry.round_span([item.span for item in items], [one.traceparent for one in due]):
@@ -320,7 +314,7 @@ class Sender:
 
     async def _post(self, batch: _NodeBatch) -> HttpAnswer | None:
         """Step (3). None: no HTTP answer."""
-        batch.spans = [telemetry.start_request_span(item.span, batch.node.name, item.attempt) for item in batch.items]
+        batch.spans = [item.span.start_request(batch.node.name, item.attempt) for item in batch.items]
         try:
             return await batch.node.post(batch.request.body)
         except WalletError as error:
@@ -407,7 +401,7 @@ class Sender:
     def _end_spans(self, batch: _NodeBatch, answer: HttpAnswer | None) -> None:
         for span in batch.spans:
             if answer is None:
-                telemetry.mark_failed(span, Reason.NODE_UNAVAILABLE.name)
+                span.mark_failed(Reason.NODE_UNAVAILABLE.name)
             else:
                 span.set_attribute(attributes.HTTP_RESPONSE_STATUS_CODE, answer.status)
             span.end()
@@ -437,9 +431,8 @@ def _bounded(due: list[Due]) -> list[Due]:
 
 
 def _request_row(item: _Item, node: str, body: bytes) -> NewOutboxRow:
-    trace_id, span_id = telemetry.entry_ids(item.span, item.due.traceparent)
     entry_id = f"{Kind.REQUEST}:{node}:{item.attempt}"
-    entry = Entry(item.due.transfer_id, entry_id, Kind.REQUEST, trace_id, span_id, body)
+    entry = Entry(item.due.transfer_id, entry_id, Kind.REQUEST, *item.span.entry_ids, body)
     return NewOutboxRow(item.due.tx_hash, node, item.attempt, entry)
 
 

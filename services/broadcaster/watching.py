@@ -143,17 +143,18 @@ class Watcher:
                 pause_s = min(max(pause_s, 0.1) * 2, _LONGEST_PAUSE_S)
                 if error.reason is Reason.DATABASE_UNAVAILABLE:
                     # Whether the last commit took effect is unknown: read again.
-                    await asyncio.sleep(pause_s)
-                    await self._read_again()
-                    continue
+                    await self._read_again(pause_s)
             await asyncio.sleep(pause_s)
 
-    async def _read_again(self) -> None:
-        try:
-            await self.recover()
-        except WalletError as error:
-            if error.reason is not Reason.DATABASE_UNAVAILABLE:
-                raise
+    async def _read_again(self, pause_s: float) -> None:
+        """Until it has been read: an inclusion that was decided in that commit is known to nobody else."""
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                return await self.recover()
+            except WalletError as error:
+                if error.reason is not Reason.DATABASE_UNAVAILABLE:
+                    raise
 
     async def look(self) -> bool:
         """One look; True when more is waiting.
@@ -183,7 +184,7 @@ class Watcher:
             if wanted := block.tx_hashes.intersection(ours):
                 found += [(one, block.nodes) for one in await self._prove(block, wanted)]
         # Until the watch has caught up, it may find them by itself.
-        if self._revisits and head <= max(cursor, *(block.number for block in agreed)):
+        if self._revisits and head <= max([cursor, *(block.number for block in agreed)]):
             found += await self._revisited()
         await self._reopen()
         # (4)
@@ -392,6 +393,9 @@ class Watcher:
                 agreement = await self._chain.agree(
                     "eth_getBlockByNumber", [hex(number), False], normalise=lambda block: _hash(block, "hash")
                 )
+                if self._blocks.get(number, agreement.value) != agreement.value:
+                    # A reorg that the watch has yet to see.
+                    continue
                 block = _Agreed(number, agreement.value, b"", frozenset(), agreement.nodes)
                 found += [(one, block.nodes) for one in await self._prove(block, frozenset(places[number]))]
         except WalletError as error:
@@ -422,10 +426,8 @@ class Watcher:
         if not pending:
             return
         with telemetry.shared_span(telemetry.WATCH, [one.traceparent for one in pending]):
-            spans = [
-                telemetry.start_transfer_span(telemetry.INCLUSION, one.traceparent, self._chain.chain_id, one.tx_hash)
-                for one in pending
-            ]
+            own = telemetry.TransferSpans(self._chain.chain_id)
+            spans = [own.start(telemetry.INCLUSION, one.traceparent, one.tx_hash) for one in pending]
             try:
                 # What is still on its way into these links goes first: nothing may follow `finalized`.
                 waiting = await self._store.outbox([one.transfer_id for one in pending])
@@ -434,7 +436,7 @@ class Watcher:
                         one.transfer_id,
                         f"{Kind.INCLUSION}:{one.number}",
                         Kind.INCLUSION,
-                        *telemetry.entry_ids(span, one.traceparent),
+                        *span.entry_ids,
                         inclusion_body(one.proof, one.status, one.agreeing_nodes),
                     )
                     for one, span in zip(pending, spans, strict=True)
@@ -445,7 +447,7 @@ class Watcher:
                 for one, span, outcome in zip(pending, spans, outcomes[len(waiting) :], strict=True):
                     span.set_attribute(attributes.WALLET_STATE, one.status.upper())
                     if isinstance(outcome, WalletError):
-                        telemetry.mark_failed(span, outcome.reason.name)
+                        span.mark_failed(outcome.reason.name)
                         self._refused(one.tx_hash)
                     else:
                         self._refusals.pop(one.tx_hash, None)
@@ -489,21 +491,24 @@ class Watcher:
             extra={"chain_id": self._chain.chain_id, "block_number": number, "depth": cursor - number},
         )
         await self._enter(await self._store.pending_inclusions())
+        # What was refused is in no link: it is forgotten with its block.
+        await self._store.reopen_inclusions(list(self._refusals))
+        self._refusals.clear()
         revocations = []
+        spans = telemetry.TransferSpans(self._chain.chain_id)
         for one, block_number, block_hash, state in await self._store.included_above(number):
             if state not in (State.INCLUDED, State.SAFE):
                 continue
             body = canonical_json(
                 {"block_hash": to_hex(block_hash), "reason": "reorg", "depth": cursor - block_number + 1}
             )
-            span = telemetry.start_transfer_span(
-                telemetry.REVOCATION, one.traceparent, self._chain.chain_id, one.tx_hash
-            )
-            ids = telemetry.entry_ids(span, one.traceparent)
+            span = spans.start(telemetry.REVOCATION, one.traceparent, one.tx_hash)
             span.end()
             entry_id = f"{Kind.REVOCATION}:{one.number + 1}"
             revocations.append(
-                NewOutboxRow(one.tx_hash, "", 0, Entry(one.transfer_id, entry_id, Kind.REVOCATION, *ids, body))
+                NewOutboxRow(
+                    one.tx_hash, "", 0, Entry(one.transfer_id, entry_id, Kind.REVOCATION, *span.entry_ids, body)
+                )
             )
         rows = await self._store.revoke(number, revocations, datetime.now(UTC))
         self._blocks = {known: block_hash for known, block_hash in self._blocks.items() if known <= number}

@@ -84,16 +84,21 @@ async def proxied_nodes(upstream: str) -> AsyncIterator[ProxiedNodes]:
 
 
 class CutEvidence:
-    """The generated stub as the broadcaster holds it; `is_away` makes it unavailable, `cut_after` loses an answer."""
+    """The generated stub as the broadcaster holds it; `is_away` makes it unavailable, `cut_after` loses an answer.
+
+    `before` may change what the log is asked.
+    """
 
     def __init__(self, log: RunningLog) -> None:
         self.log = log
         self.is_away = False
         self.cut_after: Callable[[evidence_pb2.AppendEntriesRequest], bool] = lambda request: False
+        self.before: Callable[[evidence_pb2.AppendEntriesRequest], None] = lambda request: None
 
     async def AppendEntries(self, request: evidence_pb2.AppendEntriesRequest, timeout: float) -> Any:
         if self.is_away:
             raise WalletError(Reason.SERVICE_UNAVAILABLE, "away")
+        self.before(request)
         reply = await self.log.client.stub.AppendEntries(request, timeout=timeout)
         if self.cut_after(request):
             await asyncio.Event().wait()

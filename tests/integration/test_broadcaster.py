@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from protos.wallet.v1 import broadcaster_pb2 as pb
+from protos.wallet.v1 import evidence_pb2
+from services.broadcaster import watching
+from services.broadcaster.inclusion import prove_inclusions
+from services.core.canonical import canonical_json
 from services.core.errors import Reason, WalletError
 from tests.integration.broadcaster_rig import SENDER, Rig, make_transfer, rig
 from tests.integration.running_evidence import DevCa
@@ -318,6 +323,77 @@ async def test_a_transaction_that_is_mined_already_is_found(broadcaster: Rig) ->
     await broadcaster.submit(transfer)
     await broadcaster.until(FINALIZED, transfer)
     assert dict(await broadcaster.entries(transfer))["response:node-a:1"]["tx_hash"] is None
+
+
+async def test_what_is_mined_is_not_sent_again_while_the_watch_is_behind(
+    service_database: Callable[[str], Any], dev_ca: DevCa, start_anvil: Callable[..., str], tmp_path: Path
+) -> None:
+    async with rig(
+        service_database, dev_ca, start_anvil(block_time_s=0.5), tmp_path, max_in_flight=64, resend_after_s=0.5
+    ) as made:
+        await made.start()
+        await made.until_watching()
+        transfers = [make_transfer(f"t-{nonce}", nonce) for nonce in range(40)]
+        await made.sign(*transfers)
+        # Blocks go on, and none of them can be proven.
+        for name in made.proxies.nodes:
+            made.proxies.fault(name, methods=["eth_getBlockReceipts"], status=500)
+        await made.submit(*transfers)
+        await made.until(SUBMITTED, *transfers)
+        await made.until_mined(transfers[-1])
+        behind = make_transfer("t-40", 40)
+        await made.sign(behind)
+        # What is new is sent all the same.
+        await made.submit(behind)
+        await made.until(SUBMITTED, behind)
+        await made.until_mined(behind)
+        made.proxies.heal()
+        await made.until(FINALIZED, *transfers, behind)
+        for transfer in (*transfers, behind):
+            requests = [entry_id for entry_id, _ in await made.entries(transfer) if entry_id.startswith("request")]
+            assert sorted(requests) == ["request:node-a:1", "request:node-b:1"]
+
+
+async def test_blocks_that_were_passed_are_looked_at_once_for_all_that_they_hold(
+    broadcaster: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await broadcaster.until_watching()
+    transfers = [make_transfer(f"t-{nonce}", nonce) for nonce in range(40)]
+    for transfer in transfers:
+        await broadcaster.rpc("eth_sendRawTransaction", "0x" + transfer.raw_tx.hex())
+    await broadcaster.until_mined(transfers[-1])
+    proven: list[bytes] = []
+
+    def count(block: Any, receipts: Any, opaque: Any, block_hash: bytes, tx_hashes: frozenset[bytes]) -> Any:
+        proven.append(block_hash)
+        return prove_inclusions(block, receipts, opaque, block_hash, tx_hashes)
+
+    monkeypatch.setattr(watching, "prove_inclusions", count)
+    await broadcaster.sign(*transfers)
+    await broadcaster.submit(*transfers)
+    await broadcaster.until(FINALIZED, *transfers)
+    # Twice, when the nodes' answers come apart.
+    assert len(proven) <= 2 * len(set(proven))
+
+
+async def test_an_inclusion_that_the_log_refuses_is_decided_anew_and_holds_up_no_other(broadcaster: Rig) -> None:
+    refused: list[str] = []
+
+    def name_no_nodes(request: evidence_pb2.AppendEntriesRequest) -> None:
+        for entry in request.entries:
+            if entry.link_id == "t-0" and entry.kind == "inclusion" and not refused:
+                refused.append(entry.entry_id)
+                entry.body = canonical_json(json.loads(entry.body) | {"agreeing_nodes": []})
+
+    broadcaster.evidence.before = name_no_nodes
+    transfers = [make_transfer(f"t-{nonce}", nonce) for nonce in range(3)]
+    await broadcaster.sign(*transfers)
+    await broadcaster.submit(*transfers)
+    await broadcaster.until(FINALIZED, *transfers)
+    assert refused == ["inclusion:1"]
+    entered = [entry_id for entry_id, _ in await broadcaster.entries(transfers[0])]
+    assert "inclusion:1" not in entered
+    assert "inclusion:2" in entered
 
 
 async def test_the_status_names_nodes_and_no_url(broadcaster: Rig) -> None:

@@ -208,7 +208,15 @@ class Suite:
     def log_lines(self, service: str) -> list[dict[str, Any]]:
         """What a service has logged. Raises ValueError where it printed anything else."""
         text = Path(self.stack.record["services"][service]["log"]).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+        return [_record(service, line) for line in text.splitlines()]
+
+
+def _record(service: str, line: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:
+        raise ValueError(f"{service} printed what is no log record: {line}") from None
+    return record
 
 
 def until(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
