@@ -129,8 +129,8 @@ def softhsm_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def make(label: str) -> Token:
         token = create_softhsm_token(tmp_path / "tokens" / label, label)
         monkeypatch.setenv("SOFTHSM2_CONF", str(token.configuration))
-        # A library that an earlier test has initialised in this process still knows that test's token only.
-        pkcs11.lib(str(token.library)).reinitialize()
+        # A library that an earlier test initialised in this process still knows that test's token only.
+        pkcs11.lib(str(token.library)).finalize()
         return token
 
     return make
