@@ -44,9 +44,10 @@ class Suite:
     def __init__(self, stack: Stack, http: aiohttp.ClientSession) -> None:
         tls, peers = stack.foundation.tls, stack.foundation.addresses
         settings = ServiceSettings(tls_dir=tls / "gateway", peers=peers)
-        keys, signer, evidence = (PeerChannel(name, settings) for name in ("keys", "signer", "evidence"))
-        # Leaf keys go to signers only: the bare token is one more of them.
-        keys_for_signers = PeerChannel("keys", ServiceSettings(tls_dir=tls / "signer", peers=peers))
+        keys, signer = (PeerChannel(name, settings) for name in ("keys", "signer"))
+        # Leaf keys go to signers only, and only they enter intents: the bare token is one more of them.
+        as_signer = ServiceSettings(tls_dir=tls / "signer", peers=peers)
+        keys_for_signers, evidence = (PeerChannel(name, as_signer) for name in ("keys", "evidence"))
         self._channels = (keys, signer, evidence, keys_for_signers)
         self._http = http
         self._chain_url = stack.record["chain_url"]
