@@ -38,6 +38,7 @@ from services.core.errors import Code, Reason, WalletError
 from services.runtime import attributes
 from services.runtime.evidence_log import Entry
 from services.runtime.nodes import ChainNodes, HttpAnswer, Node, quantity
+from services.runtime.transfer_span import TransferSpan
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class _Item:
 
     due: Due
     attempt: int
-    span: telemetry.TransferSpan
+    span: TransferSpan
     nodes: list[str] = field(default_factory=list)
     waiting: int = 0  # nodes that have not answered yet
     answered: int = 0  # nodes that have, usably, in this and earlier attempts
@@ -75,7 +76,7 @@ class _NodeBatch:
     request: HttpRequest
     items: list[_Item]
     rows: list[OutboxRow] = field(default_factory=list)
-    spans: list[telemetry.TransferSpan] = field(default_factory=list)
+    spans: list[TransferSpan] = field(default_factory=list)
 
 
 class Sender:
@@ -220,7 +221,7 @@ class Sender:
         return healthy
 
     async def _serve(self, due: list[Due], healthy: list[Node], started: asyncio.Event) -> None:
-        spans = telemetry.TransferSpans(self._chain.chain_id)
+        spans = telemetry.ChainSpans(self._chain.chain_id)
         items = [
             _Item(one, one.attempts + 1, spans.start(telemetry.SUBMISSION, one.traceparent, one.tx_hash)) for one in due
         ]
@@ -314,7 +315,7 @@ class Sender:
 
     async def _post(self, batch: _NodeBatch) -> HttpAnswer | None:
         """Step (3). None: no HTTP answer."""
-        batch.spans = [item.span.start_request(batch.node.name, item.attempt) for item in batch.items]
+        batch.spans = [telemetry.start_request(item.span, batch.node.name, item.attempt) for item in batch.items]
         try:
             return await batch.node.post(batch.request.body)
         except WalletError as error:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from time import time_ns
-from typing import Any
+from contextlib import contextmanager
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace import Tracer as SdkTracer
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.core.canonical import to_hex
 from services.core.errors import WalletError
 from services.runtime import attributes
 from services.runtime.telemetry import stored_link
+from services.runtime.transfer_span import TransferSpan, TransferSpans, stored_parent
 
 SUBMISSION = "broadcaster.submission"  # one a transfer and attempt
 REQUEST = "broadcaster.request"  # one a node that is asked, under the submission
@@ -27,97 +24,36 @@ BATCH = "broadcaster.batch"  # a round that serves several transfers, in a trace
 WATCH = "broadcaster.watch"  # a look at the chain that found something, in a trace of its own
 _MAX_LINKS = 128
 
-_SCOPE = "goldenlink.broadcaster"
-_INSTRUMENTATION = InstrumentationScope(_SCOPE, "")
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
-_UNSET = Status(StatusCode.UNSET)
+_SCOPE = InstrumentationScope("goldenlink.broadcaster", "")
 
-_tracer = trace.get_tracer(_SCOPE)
+_tracer = trace.get_tracer(_SCOPE.name)
 
 
-class TransferSpan:
-    """A span in a transfer's own trace, handed on whole when it ends.
-
-    Without locks and limits, it costs a tenth of what the SDK's does: one task writes it, and a round has hundreds.
-    """
-
-    __slots__ = ("_attributes", "_context", "_kind", "_name", "_parent", "_sdk", "_start_ns", "_status")
-
-    def __init__(
-        self, sdk: SdkTracer | None, name: str, kind: SpanKind, parent: SpanContext, attributes: dict[str, Any]
-    ) -> None:
-        self._sdk = sdk
-        self._name = name
-        self._kind = kind
-        self._parent = parent
-        self._context = parent
-        self._attributes = attributes
-        self._status = _UNSET
-        self._start_ns = time_ns()
-        if sdk is not None:
-            self._context = SpanContext(parent.trace_id, sdk.id_generator.generate_span_id(), False, _SAMPLED)
-
-    @property
-    def entry_ids(self) -> tuple[str, str]:
-        """(trace_id, span_id) in hex for an entry that this span writes; the stored ones without tracing."""
-        return f"{self._context.trace_id:032x}", f"{self._context.span_id:016x}"
-
-    def start_request(self, node: str, attempt: int) -> TransferSpan:
-        """A span below this one for one request to one node."""
-        return TransferSpan(
-            self._sdk,
-            REQUEST,
-            SpanKind.CLIENT,
-            self._context,
-            {
-                attributes.RPC_SYSTEM: "jsonrpc",
-                attributes.RPC_METHOD: "eth_sendRawTransaction",
-                attributes.WALLET_NODE_NAME: node,
-                attributes.WALLET_ATTEMPT: attempt,
-            },
-        )
-
-    def set_attribute(self, name: str, value: str | int) -> None:
-        self._attributes[name] = value
-
-    def mark_failed(self, error_type: str) -> None:
-        self._attributes[attributes.ERROR_TYPE] = error_type
-        self._status = Status(StatusCode.ERROR, error_type)
-
-    def end(self) -> None:
-        if self._sdk is not None:
-            self._sdk.span_processor.on_end(
-                ReadableSpan(
-                    self._name,
-                    self._context,
-                    self._parent,
-                    self._sdk.resource,
-                    self._attributes,
-                    kind=self._kind,
-                    status=self._status,
-                    start_time=self._start_ns,
-                    end_time=time_ns(),
-                    instrumentation_scope=_INSTRUMENTATION,
-                )
-            )
-
-    def as_current(self) -> AbstractContextManager[Span]:
-        return trace.use_span(NonRecordingSpan(self._context))
-
-
-class TransferSpans:
-    """The spans of one round or look at a chain."""
+class ChainSpans:
+    """Starts the spans of one round or look at a chain."""
 
     def __init__(self, chain_id: str) -> None:
         self._chain_id = chain_id
-        tracer = trace.get_tracer(_SCOPE)
-        self._sdk = tracer if isinstance(tracer, SdkTracer) else None
+        self._spans = TransferSpans(trace.get_tracer(_SCOPE.name), _SCOPE)
 
     def start(self, name: str, traceparent: str, tx_hash: bytes) -> TransferSpan:
-        """A span in the transfer's trace; the caller ends it. A stored traceparent is always sampled."""
-        parent = SpanContext(int(traceparent[3:35], 16), int(traceparent[36:52], 16), True, _SAMPLED)
+        """A span in the transfer's trace; the caller ends it."""
         shown = {attributes.WALLET_CHAIN_ID: self._chain_id, attributes.WALLET_TX_HASH: to_hex(tx_hash)}
-        return TransferSpan(self._sdk, name, SpanKind.INTERNAL, parent, shown)
+        return self._spans.start(name, stored_parent(traceparent), shown)
+
+
+def start_request(submission: TransferSpan, node: str, attempt: int) -> TransferSpan:
+    """A span below the submission's for one request to one node."""
+    return submission.child(
+        REQUEST,
+        SpanKind.CLIENT,
+        {
+            attributes.RPC_SYSTEM: "jsonrpc",
+            attributes.RPC_METHOD: "eth_sendRawTransaction",
+            attributes.WALLET_NODE_NAME: node,
+            attributes.WALLET_ATTEMPT: attempt,
+        },
+    )
 
 
 @contextmanager

@@ -426,7 +426,7 @@ class Watcher:
         if not pending:
             return
         with telemetry.shared_span(telemetry.WATCH, [one.traceparent for one in pending]):
-            own = telemetry.TransferSpans(self._chain.chain_id)
+            own = telemetry.ChainSpans(self._chain.chain_id)
             spans = [own.start(telemetry.INCLUSION, one.traceparent, one.tx_hash) for one in pending]
             try:
                 # What is still on its way into these links goes first: nothing may follow `finalized`.
@@ -495,7 +495,7 @@ class Watcher:
         await self._store.reopen_inclusions(list(self._refusals))
         self._refusals.clear()
         revocations = []
-        spans = telemetry.TransferSpans(self._chain.chain_id)
+        spans = telemetry.ChainSpans(self._chain.chain_id)
         for one, block_number, block_hash, state in await self._store.included_above(number):
             if state not in (State.INCLUDED, State.SAFE):
                 continue

@@ -21,6 +21,7 @@ from services.gateway.peers import Peers
 from services.gateway.personal import Client, PersonalVault
 from services.gateway.problems import FieldError, FieldErrors
 from services.gateway.requests import TransferRequest
+from services.gateway.resolved import check_resolved
 from services.gateway.store import IdempotencyRecord, Store
 from services.gateway.telemetry import TRANSFER, tracer
 from services.gateway.transfer import AccountKey, State, Transfer
@@ -74,6 +75,8 @@ class Acceptance:
         accounts = await self._accounts(requests, batch=batch)
         # (3) What exactly: rules of the chain, call data encoded. All or nothing.
         terms = await self._terms(requests, accounts, batch=batch)
+        for request, account, term in zip(requests, accounts, terms, strict=True):
+            check_resolved(request, account, term)
         # (4) Under which names and traces.
         transfers = [
             self._transfer(request, account, term, submitter, batch=batch)

@@ -28,6 +28,7 @@ from services.runtime.telemetry import start_telemetry, stop_telemetry
 
 _log = logging.getLogger(__name__)
 _HEALTH_SERVICE = "grpc.health.v1.Health"
+_SWITCH_INTERVAL_S = 0.0005
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
@@ -218,6 +219,8 @@ def run_service(
     start_logging(service, settings.log_level)
     start_telemetry(service, settings, signature_roots)
     _calm_collector()
+    # The event loop waits this long, by default 5 ms, for a thread that computes: the span exporter's above all.
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
         uvloop.run(main())
     except WalletError as error:

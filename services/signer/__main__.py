@@ -13,7 +13,7 @@ from services.runtime.server import GrpcServer, run_service, wait_for_stop
 from services.runtime.settings import DatabaseSettings
 from services.signer.service import SignerService
 from services.signer.settings import SignerSettings
-from services.signer.signature_span import SIGNATURE_SPAN
+from services.signer.telemetry import SIGNATURE_SPAN
 
 SERVICE = "signer"
 

@@ -13,10 +13,10 @@ from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.core.transactions import decode_raw
 from services.runtime.evidence_log import Entry
+from services.runtime.transfer_span import TransferSpan
 from services.signer.bodies import Intended, Requester
 from services.signer.leaves import Leaf
 from services.signer.policy import Decision
-from services.signer.signature_span import SignatureSpan
 from services.signer.store import NonceKey, Registered
 
 _UNDECIDED: Final = Decision(False, ())
@@ -47,9 +47,7 @@ class Item:
     request: SigningRequest
     intended: Intended
     key: NonceKey
-    span: SignatureSpan
-    trace_id: str
-    span_id: str
+    span: TransferSpan
     decision: Decision = _UNDECIDED
     leaf: Leaf | None = None
     leaf_error: WalletError | None = None
@@ -73,7 +71,7 @@ class Item:
         return self.intended.digest
 
     def entry(self, kind: Kind, entry_id: str, body: bytes) -> Entry:
-        return Entry(self.link_id, entry_id, kind, self.trace_id, self.span_id, body)
+        return Entry(self.link_id, entry_id, kind, *self.span.entry_ids, body)
 
     def use_signature(self, body: bytes) -> None:
         """Take a stored success as this item's."""

@@ -21,9 +21,9 @@ from services.signer.policy_versions import PolicyVersions
 from services.signer.readiness import Readiness
 from services.signer.servicer import SignerServicer
 from services.signer.settings import SignerSettings
-from services.signer.signature_span import SCOPE
 from services.signer.signing import Signing
 from services.signer.store import Store
+from services.signer.telemetry import SCOPE
 from services.signer.workers import WORKER_COMMAND, TokenPool
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class SignerService:
             self._leaves,
             self.pool,
             AccountIds(settings.telemetry_hmac_key_file.read_bytes()),
-            trace.get_tracer(SCOPE),
+            trace.get_tracer(SCOPE.name),
         )
         self.servicer = SignerServicer(
             policy,

@@ -23,7 +23,6 @@ from services.core.transactions import (
     signing_digest,
     tx_hash,
 )
-from services.runtime import attributes
 from services.runtime.evidence_log import Entry, EvidenceLog
 from services.runtime.telemetry import parse_traceparent
 from services.signer.bodies import (
@@ -37,9 +36,8 @@ from services.signer.item import Item, SignedTransaction, SigningRequest, is_all
 from services.signer.leaves import Leaf, Leaves
 from services.signer.policy import Policy, Terms
 from services.signer.policy_versions import PolicyVersions
-from services.signer.signature_span import SignatureSpans
 from services.signer.store import FailedRow, NonceKey, Registration, SignedRow, Store
-from services.signer.telemetry import describe_signature, describe_token_failure
+from services.signer.telemetry import SignatureSpans, describe_signature, describe_token_failure
 from services.signer.workers import DigestToSign, TokenFailure, TokenPool, TokenSignature
 
 # PostgreSQL's bigint. No account gets there: it is 300 million nonces a second for a thousand years.
@@ -101,9 +99,10 @@ class Signing:
                 item.error = item.error or _as_wallet_error(error)
             raise
         finally:
-            if spans.recording:
-                for place, item in enumerate(items):
-                    spans.end(item.span, *describe_signature(item, place, self._account_ids))
+            for place, item in enumerate(items):
+                if item.span.is_recording:
+                    describe_signature(item, place, self._account_ids)
+                item.span.end()
 
     async def void(self, transfer_id: str, cause: str) -> None:
         """Promise that this link is never signed.
@@ -203,7 +202,7 @@ class Signing:
                 # What stood in the way has been voided since.
                 item.error = WalletError(Reason.NONCE_CONFLICT, Reason.NONCE_CONFLICT.meaning)
         outcomes = await self._denials.record(
-            [Denied(one.link_id, one.intended, one.decision, one.trace_id, one.span_id) for one in denied]
+            [Denied(one.link_id, one.intended, one.decision, *one.span.entry_ids) for one in denied]
         )
         for item, outcome in zip(denied, outcomes, strict=True):
             if isinstance(outcome, int):
@@ -249,9 +248,7 @@ class Signing:
                 asking.append((item, item.leaf))
         if not asking:
             return
-        span = spans.start_token(
-            asking[0][0].span if len(items) == 1 else None, {attributes.WALLET_SIGNATURE_COUNT: len(asking)}
-        )
+        span = spans.start_token(asking[0][0].span if len(items) == 1 else None, len(asking))
         try:
             outcomes = await self._pool.sign([DigestToSign(leaf.sealed, item.digest) for item, leaf in asking])
             describe_token_failure(span, outcomes)
@@ -359,9 +356,8 @@ def _item(request: SigningRequest, tx: UnsignedTransaction, transfer: SpanContex
         request.key_version,
         request.requester,
     )
-    span = spans.start(transfer)
     key = NonceKey(tx.chain_id, request.from_address, tx.nonce)
-    return Item(request, intended, key, span, f"{transfer.trace_id:032x}", f"{span.context.span_id:016x}")
+    return Item(request, intended, key, spans.start(transfer))
 
 
 def _as_wallet_error(error: BaseException) -> WalletError:

@@ -1,26 +1,53 @@
-"""What signer puts on its spans."""
+"""Signer's spans, and what it puts on them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
 
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry import trace
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from services.core.account_ids import AccountIds
 from services.core.amounts import format_chain_id
 from services.core.transactions import Eip1559Transaction, LegacyTransaction, UnsignedTransaction
 from services.runtime import attributes as names
+from services.runtime.transfer_span import TransferSpan, TransferSpans, transfer_parent
 from services.signer.bodies import ALGORITHM, failure_status
 from services.signer.item import Item
 from services.signer.workers import TokenFailure, TokenOutcome
 
-_OK = Status(StatusCode.UNSET)
+SCOPE = InstrumentationScope("goldenlink.signer", "")
+SIGNATURE_SPAN = "signer.signature"
+TOKEN_SPAN = "token.sign"  # noqa: S105 - a span's name
 
 
-def describe_signature(item: Item, place: int, account_ids: AccountIds) -> tuple[dict[str, AttributeValue], Status]:
-    """The attributes and the status of the span of an item that has ended; `place` is its own in the batch."""
+class SignatureSpans:
+    """Starts the spans of one call, made within it."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._spans = TransferSpans(tracer, SCOPE)
+        self._here = trace.get_current_span().get_span_context()
+        self._link_here = (Link(self._here),) if self._here.is_valid else ()
+
+    def start(self, transfer: SpanContext) -> TransferSpan:
+        """A span in the transfer's trace: below the current span when that is in it, else linked to it."""
+        if self._here.is_valid and self._here.trace_id == transfer.trace_id:
+            return self._spans.start(SIGNATURE_SPAN, self._here, {})
+        parent = transfer_parent(transfer.trace_id, transfer.span_id)
+        return self._spans.start(SIGNATURE_SPAN, parent, {}, self._link_here)
+
+    def start_token(self, signature: TransferSpan | None, count: int) -> Span:
+        """A span of one token call: below the signature's span, or for a batch below the current span."""
+        context = trace.set_span_in_context(NonRecordingSpan(signature.context)) if signature is not None else None
+        return self._tracer.start_span(TOKEN_SPAN, context, attributes={names.WALLET_SIGNATURE_COUNT: count})
+
+
+def describe_signature(item: Item, place: int, account_ids: AccountIds) -> None:
+    """Write on the span of an item that has ended; `place` is its own in the batch."""
     tx = item.intended.tx
     found: dict[str, AttributeValue] = {
         names.WALLET_LINK_ID: item.link_id,
@@ -31,7 +58,6 @@ def describe_signature(item: Item, place: int, account_ids: AccountIds) -> tuple
         names.WALLET_TX_SIGN_HASH: "0x" + sha256(item.intended.unsigned_tx).hexdigest(),
         names.WALLET_TX_TYPE: _type(tx),
     }
-    status = _OK
     if item.error is None:
         found[names.WALLET_SIGNATURE_STATUS] = "success"
         found[names.WALLET_TX_HASH] = "0x" + item.tx_hash.hex()
@@ -39,9 +65,8 @@ def describe_signature(item: Item, place: int, account_ids: AccountIds) -> tuple
         found[names.WALLET_EVIDENCE_INDEX] = item.signature_index or 0
     else:
         found[names.WALLET_SIGNATURE_STATUS] = failure_status(item.error)
-        found[names.ERROR_TYPE] = item.error.reason.name
         found[names.WALLET_ERROR_ORIGIN] = str(item.error.details.get("origin", "service"))
-        status = Status(StatusCode.ERROR, item.error.reason.name)
+        item.span.mark_failed(item.error.reason.name)
     if item.duration_ms is not None:
         found[names.WALLET_SIGNATURE_DURATION_MS] = round(item.duration_ms, 1)
     if item.leaf is not None:
@@ -50,7 +75,7 @@ def describe_signature(item: Item, place: int, account_ids: AccountIds) -> tuple
         found[names.WALLET_HD_INDEX] = item.leaf.hd_index
     if not item.decision.allowed:
         found[names.WALLET_POLICY_DECISION] = item.decision.word
-    return found, status
+    item.span.set_attributes(found)
 
 
 def describe_token_failure(span: Span, outcomes: Sequence[TokenOutcome]) -> None:
