@@ -33,7 +33,7 @@ from services.core.transactions import tx_hash as tx_hash_of
 CLOCK_TOLERANCE = timedelta(seconds=5)
 BLOCK_TOLERANCE = timedelta(seconds=15)  # a block's timestamp is its proposer's clock
 
-# A head is rewritten with every entry, so it stays small however long the link grows.
+# A head is made anew with every entry and kept in memory, so it stays small however long the link grows.
 MAX_SIGNED = 64  # transactions of one link: the first and its fee bumps
 MAX_NODES = 64
 MAX_OPEN_REQUESTS = 64  # past it the oldest is given up; its late response is refused
@@ -105,40 +105,6 @@ class LinkHead(NamedTuple):
 
     def with_leaf_hash(self, leaf_hash: bytes) -> LinkHead:
         return self._replace(leaf_hash=leaf_hash)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Values that JSON writes (tuples as arrays); `from_dict` reads them back."""
-        return {
-            "state": self.state.value,
-            "step": self.step,
-            "at": format_time(self.at),
-            "trace_id": self.trace_id,
-            "leaf_hash": to_hex(self.leaf_hash),
-            "terms": self.terms,
-            "intent_at": self.intent_at,
-            "signed": self.signed,
-            "attempts": self.attempts,
-            "open_requests": self.open_requests,
-            "status": self.status,
-            "block_hash": self.block_hash,
-        }
-
-    @classmethod
-    def from_dict(cls, stored: dict[str, Any]) -> LinkHead:
-        return cls(
-            state=State(stored["state"]),
-            step=stored["step"],
-            at=parse_time(stored["at"]),
-            trace_id=stored["trace_id"],
-            leaf_hash=from_hex(stored["leaf_hash"]),
-            terms=Terms(*stored["terms"]) if stored["terms"] else None,
-            intent_at=stored["intent_at"],
-            signed=tuple(SignedTransaction(*transaction) for transaction in stored["signed"]),
-            attempts=tuple((node, attempt) for node, attempt in stored["attempts"]),
-            open_requests=tuple(OpenRequest(*request) for request in stored["open_requests"]),
-            status=stored["status"],
-            block_hash=stored["block_hash"],
-        )
 
 
 def advance(
