@@ -49,6 +49,7 @@ class Reason(Enum):
     FEE_CAP_BELOW_BASE_FEE = (Code.FAILED_PRECONDITION, "max_fee_per_gas_wei is below the block's base fee.")
     GAS_LIMIT_ABOVE_BLOCK = (Code.FAILED_PRECONDITION, "gas_limit is above the block's gas limit.")
     EXECUTION_REVERTED = (Code.FAILED_PRECONDITION, "The node's gas estimate says that the call reverts.")
+    FEE_CAP_REACHED = (Code.FAILED_PRECONDITION, "A replacement would cost more gas fee than the cap allows.")
     NONCE_CONFLICT = (Code.ABORTED, "Another writer took the nonce; the step is to be restarted.")
     LEASE_LOST = (Code.ABORTED, "The lease ended, or a newer holder has a higher fencing token.")
     TERMS_MISMATCH = (Code.INTERNAL, "The unsigned transaction is not what the transfer's terms ask for.")
@@ -56,6 +57,9 @@ class Reason(Enum):
     LINK_VOIDED = (Code.FAILED_PRECONDITION, "The link was voided; it is never signed.")
     ALREADY_SIGNED = (Code.FAILED_PRECONDITION, "A signature is stored; the link cannot be voided.")
     NONCE_REGISTERED = (Code.FAILED_PRECONDITION, "The nonce is registered for another link.")
+    SUPERSEDED = (Code.FAILED_PRECONDITION, "A superseding link has the nonce; this link is never signed again.")
+    NONCE_SPENT = (Code.FAILED_PRECONDITION, "Another transaction with this nonce is finalized.")
+    APPROVAL_REQUIRED = (Code.FAILED_PRECONDITION, "The log does not show the approvals that the policy asks for.")
     KEY_NOT_FOUND = (Code.FAILED_PRECONDITION, "No such key, or its version is retired.")
     TRANSPORT_KEY_NOT_APPROVED = (Code.PERMISSION_DENIED, "No operator approved the signer's transport key.")
     TOKEN_UNAVAILABLE = (Code.UNAVAILABLE, "The PKCS#11 token is missing, locked or lost its session.")
@@ -68,7 +72,18 @@ class Reason(Enum):
     OUT_OF_ORDER = (Code.FAILED_PRECONDITION, "The link's grammar does not allow this entry now.")
     CLOCK_SKEW = (Code.FAILED_PRECONDITION, "A time in the body lies too far from the log's clock.")
     ENTRY_CONFLICT = (Code.ALREADY_EXISTS, "The entry id is stored with another body; the stored entry is returned.")
+    # Approvals and cancellation
+    SELF_APPROVAL = (Code.PERMISSION_DENIED, "Who asked may not approve.")
+    APPROVAL_EXPIRED = (Code.FAILED_PRECONDITION, "The time for approvals is over.")
+    APPROVAL_MISMATCH = (Code.FAILED_PRECONDITION, "The approval is for other terms than the transfer's.")
+    APPROVAL_REJECTED = (Code.FAILED_PRECONDITION, "An approver has rejected it.")
+    TRANSFER_CANCELLED = (Code.FAILED_PRECONDITION, "The transfer was cancelled before it was signed.")
+    TRANSFER_CLOSED = (Code.FAILED_PRECONDITION, "The transfer's state does not allow this any more.")
+    # Requests that are signed
+    CONTENT_DIGEST_MISMATCH = (Code.INVALID_ARGUMENT, "Content-Digest is not that of the body.")
+    REQUEST_SIGNATURE_INVALID = (Code.UNAUTHENTICATED, "The HTTP message signature does not verify.")
     # Chain
+    CHAIN_BROKEN = (Code.FAILED_PRECONDITION, "The nodes contradict a final block; nothing is signed on this chain.")
     NODE_UNAVAILABLE = (Code.UNAVAILABLE, "Too few nodes answered.")
     NODES_DISAGREE = (Code.UNAVAILABLE, "Fewer than k nodes give the same answer.")
     # Plumbing

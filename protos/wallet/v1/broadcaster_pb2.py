@@ -26,39 +26,43 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from protos.wallet.v1 import common_pb2 as protos_dot_wallet_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/wallet/v1/broadcaster.proto\x12\twallet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprotos/wallet/v1/common.proto\"\x8b\x01\n\x18SubmitTransactionRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_address\x18\x03 \x01(\x0c\x12\r\n\x05nonce\x18\x04 \x01(\x04\x12\x0e\n\x06raw_tx\x18\x05 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\xb7\x01\n\nSubmission\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0f\n\x07tx_hash\x18\x02 \x01(\x0c\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.wallet.v1.SubmissionState\x12\x14\n\x0c\x62lock_number\x18\x04 \x01(\x04\x12\x12\n\nblock_hash\x18\x05 \x01(\x0c\x12\x1b\n\x0ereceipt_status\x18\x06 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_receipt_status\"O\n\x19SubmitTransactionsRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.wallet.v1.SubmitTransactionRequest\"F\n\x1aSubmitTransactionsResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.wallet.v1.SubmitResult\"h\n\x0cSubmitResult\x12+\n\nsubmission\x18\x01 \x01(\x0b\x32\x15.wallet.v1.SubmissionH\x00\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x10.wallet.v1.ErrorH\x00\x42\x08\n\x06result\"+\n\x14GetSubmissionRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"/\n\x17WatchSubmissionsRequest\x12\x14\n\x0c\x61\x66ter_cursor\x18\x01 \x01(\x04\">\n\x10SubmissionEvents\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.wallet.v1.SubmissionEvent\"\x8a\x01\n\x0fSubmissionEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12)\n\nsubmission\x18\x02 \x01(\x0b\x32\x15.wallet.v1.Submission\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66\x65\x65_paid_wei\x18\x04 \x01(\t\"\x1d\n\x1bGetBroadcasterStatusRequest\"Q\n\x11\x42roadcasterStatus\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.wallet.v1.NodeStatus\x12\x16\n\x0enodes_required\x18\x02 \x01(\r\"m\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12\x11\n\tanswering\x18\x03 \x01(\x08\x12\x14\n\x0c\x62lock_number\x18\x04 \x01(\x04\x12\x16\n\x0e\x63lient_version\x18\x05 \x01(\t*\xca\x01\n\x0fSubmissionState\x12 \n\x1cSUBMISSION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUBMISSION_STATE_QUEUED\x10\x01\x12\x1e\n\x1aSUBMISSION_STATE_SUBMITTED\x10\x02\x12\x1d\n\x19SUBMISSION_STATE_INCLUDED\x10\x03\x12\x19\n\x15SUBMISSION_STATE_SAFE\x10\x04\x12\x1e\n\x1aSUBMISSION_STATE_FINALIZED\x10\x05\x32\xbf\x03\n\x0b\x42roadcaster\x12O\n\x11SubmitTransaction\x12#.wallet.v1.SubmitTransactionRequest\x1a\x15.wallet.v1.Submission\x12\x61\n\x12SubmitTransactions\x12$.wallet.v1.SubmitTransactionsRequest\x1a%.wallet.v1.SubmitTransactionsResponse\x12G\n\rGetSubmission\x12\x1f.wallet.v1.GetSubmissionRequest\x1a\x15.wallet.v1.Submission\x12U\n\x10WatchSubmissions\x12\".wallet.v1.WatchSubmissionsRequest\x1a\x1b.wallet.v1.SubmissionEvents0\x01\x12\\\n\x14GetBroadcasterStatus\x12&.wallet.v1.GetBroadcasterStatusRequest\x1a\x1c.wallet.v1.BroadcasterStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"protos/wallet/v1/broadcaster.proto\x12\twallet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dprotos/wallet/v1/common.proto\"\x8b\x01\n\x18SubmitTransactionRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66rom_address\x18\x03 \x01(\x0c\x12\r\n\x05nonce\x18\x04 \x01(\x04\x12\x0e\n\x06raw_tx\x18\x05 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\xf5\x01\n\nSubmission\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0f\n\x07tx_hash\x18\x02 \x01(\x0c\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.wallet.v1.SubmissionState\x12\x14\n\x0c\x62lock_number\x18\x04 \x01(\x04\x12\x12\n\nblock_hash\x18\x05 \x01(\x0c\x12\x1b\n\x0ereceipt_status\x18\x06 \x01(\rH\x00\x88\x01\x01\x12$\n\x05stall\x18\x07 \x01(\x0e\x32\x15.wallet.v1.StallCause\x12\x16\n\x0enewest_tx_hash\x18\x08 \x01(\x0c\x42\x11\n\x0f_receipt_status\"O\n\x19SubmitTransactionsRequest\x12\x32\n\x05items\x18\x01 \x03(\x0b\x32#.wallet.v1.SubmitTransactionRequest\"F\n\x1aSubmitTransactionsResponse\x12(\n\x07results\x18\x01 \x03(\x0b\x32\x17.wallet.v1.SubmitResult\"h\n\x0cSubmitResult\x12+\n\nsubmission\x18\x01 \x01(\x0b\x32\x15.wallet.v1.SubmissionH\x00\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x10.wallet.v1.ErrorH\x00\x42\x08\n\x06result\"+\n\x14GetSubmissionRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\"/\n\x17WatchSubmissionsRequest\x12\x14\n\x0c\x61\x66ter_cursor\x18\x01 \x01(\x04\">\n\x10SubmissionEvents\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.wallet.v1.SubmissionEvent\"\x8a\x01\n\x0fSubmissionEvent\x12\x0e\n\x06\x63ursor\x18\x01 \x01(\x04\x12)\n\nsubmission\x18\x02 \x01(\x0b\x32\x15.wallet.v1.Submission\x12&\n\x02\x61t\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66\x65\x65_paid_wei\x18\x04 \x01(\t\"\x1d\n\x1bGetBroadcasterStatusRequest\"\x80\x01\n\x11\x42roadcasterStatus\x12$\n\x05nodes\x18\x01 \x03(\x0b\x32\x15.wallet.v1.NodeStatus\x12\x16\n\x0enodes_required\x18\x02 \x01(\r\x12-\n\rbroken_chains\x18\x03 \x03(\x0b\x32\x16.wallet.v1.BrokenChain\".\n\x0b\x42rokenChain\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"m\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x63hain_id\x18\x02 \x01(\t\x12\x11\n\tanswering\x18\x03 \x01(\x08\x12\x14\n\x0c\x62lock_number\x18\x04 \x01(\x04\x12\x16\n\x0e\x63lient_version\x18\x05 \x01(\t*\xec\x01\n\x0fSubmissionState\x12 \n\x1cSUBMISSION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SUBMISSION_STATE_QUEUED\x10\x01\x12\x1e\n\x1aSUBMISSION_STATE_SUBMITTED\x10\x02\x12\x1d\n\x19SUBMISSION_STATE_INCLUDED\x10\x03\x12\x19\n\x15SUBMISSION_STATE_SAFE\x10\x04\x12\x1e\n\x1aSUBMISSION_STATE_FINALIZED\x10\x05\x12 \n\x1cSUBMISSION_STATE_NONCE_SPENT\x10\x06*\x85\x01\n\nStallCause\x12\x1b\n\x17STALL_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15STALL_CAUSE_NOT_MINED\x10\x01\x12\x1b\n\x17STALL_CAUSE_UNDERPRICED\x10\x02\x12\"\n\x1eSTALL_CAUSE_INSUFFICIENT_FUNDS\x10\x03\x32\xbf\x03\n\x0b\x42roadcaster\x12O\n\x11SubmitTransaction\x12#.wallet.v1.SubmitTransactionRequest\x1a\x15.wallet.v1.Submission\x12\x61\n\x12SubmitTransactions\x12$.wallet.v1.SubmitTransactionsRequest\x1a%.wallet.v1.SubmitTransactionsResponse\x12G\n\rGetSubmission\x12\x1f.wallet.v1.GetSubmissionRequest\x1a\x15.wallet.v1.Submission\x12U\n\x10WatchSubmissions\x12\".wallet.v1.WatchSubmissionsRequest\x1a\x1b.wallet.v1.SubmissionEvents0\x01\x12\\\n\x14GetBroadcasterStatus\x12&.wallet.v1.GetBroadcasterStatusRequest\x1a\x1c.wallet.v1.BroadcasterStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.wallet.v1.broadcaster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SUBMISSIONSTATE']._serialized_start=1225
-  _globals['_SUBMISSIONSTATE']._serialized_end=1427
+  _globals['_SUBMISSIONSTATE']._serialized_start=1383
+  _globals['_SUBMISSIONSTATE']._serialized_end=1619
+  _globals['_STALLCAUSE']._serialized_start=1622
+  _globals['_STALLCAUSE']._serialized_end=1755
   _globals['_SUBMITTRANSACTIONREQUEST']._serialized_start=114
   _globals['_SUBMITTRANSACTIONREQUEST']._serialized_end=253
   _globals['_SUBMISSION']._serialized_start=256
-  _globals['_SUBMISSION']._serialized_end=439
-  _globals['_SUBMITTRANSACTIONSREQUEST']._serialized_start=441
-  _globals['_SUBMITTRANSACTIONSREQUEST']._serialized_end=520
-  _globals['_SUBMITTRANSACTIONSRESPONSE']._serialized_start=522
-  _globals['_SUBMITTRANSACTIONSRESPONSE']._serialized_end=592
-  _globals['_SUBMITRESULT']._serialized_start=594
-  _globals['_SUBMITRESULT']._serialized_end=698
-  _globals['_GETSUBMISSIONREQUEST']._serialized_start=700
-  _globals['_GETSUBMISSIONREQUEST']._serialized_end=743
-  _globals['_WATCHSUBMISSIONSREQUEST']._serialized_start=745
-  _globals['_WATCHSUBMISSIONSREQUEST']._serialized_end=792
-  _globals['_SUBMISSIONEVENTS']._serialized_start=794
-  _globals['_SUBMISSIONEVENTS']._serialized_end=856
-  _globals['_SUBMISSIONEVENT']._serialized_start=859
-  _globals['_SUBMISSIONEVENT']._serialized_end=997
-  _globals['_GETBROADCASTERSTATUSREQUEST']._serialized_start=999
-  _globals['_GETBROADCASTERSTATUSREQUEST']._serialized_end=1028
-  _globals['_BROADCASTERSTATUS']._serialized_start=1030
-  _globals['_BROADCASTERSTATUS']._serialized_end=1111
-  _globals['_NODESTATUS']._serialized_start=1113
-  _globals['_NODESTATUS']._serialized_end=1222
-  _globals['_BROADCASTER']._serialized_start=1430
-  _globals['_BROADCASTER']._serialized_end=1877
+  _globals['_SUBMISSION']._serialized_end=501
+  _globals['_SUBMITTRANSACTIONSREQUEST']._serialized_start=503
+  _globals['_SUBMITTRANSACTIONSREQUEST']._serialized_end=582
+  _globals['_SUBMITTRANSACTIONSRESPONSE']._serialized_start=584
+  _globals['_SUBMITTRANSACTIONSRESPONSE']._serialized_end=654
+  _globals['_SUBMITRESULT']._serialized_start=656
+  _globals['_SUBMITRESULT']._serialized_end=760
+  _globals['_GETSUBMISSIONREQUEST']._serialized_start=762
+  _globals['_GETSUBMISSIONREQUEST']._serialized_end=805
+  _globals['_WATCHSUBMISSIONSREQUEST']._serialized_start=807
+  _globals['_WATCHSUBMISSIONSREQUEST']._serialized_end=854
+  _globals['_SUBMISSIONEVENTS']._serialized_start=856
+  _globals['_SUBMISSIONEVENTS']._serialized_end=918
+  _globals['_SUBMISSIONEVENT']._serialized_start=921
+  _globals['_SUBMISSIONEVENT']._serialized_end=1059
+  _globals['_GETBROADCASTERSTATUSREQUEST']._serialized_start=1061
+  _globals['_GETBROADCASTERSTATUSREQUEST']._serialized_end=1090
+  _globals['_BROADCASTERSTATUS']._serialized_start=1093
+  _globals['_BROADCASTERSTATUS']._serialized_end=1221
+  _globals['_BROKENCHAIN']._serialized_start=1223
+  _globals['_BROKENCHAIN']._serialized_end=1269
+  _globals['_NODESTATUS']._serialized_start=1271
+  _globals['_NODESTATUS']._serialized_end=1380
+  _globals['_BROADCASTER']._serialized_start=1758
+  _globals['_BROADCASTER']._serialized_end=2205
 # @@protoc_insertion_point(module_scope)

@@ -35,6 +35,8 @@ class _SubmissionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Submi
     SUBMISSION_STATE_INCLUDED: _SubmissionState.ValueType  # 3
     SUBMISSION_STATE_SAFE: _SubmissionState.ValueType  # 4
     SUBMISSION_STATE_FINALIZED: _SubmissionState.ValueType  # 5
+    SUBMISSION_STATE_NONCE_SPENT: _SubmissionState.ValueType  # 6
+    """A transaction of another link, or of nobody here, has the nonce and is finalized on k nodes: this one never will be."""
 
 class SubmissionState(_SubmissionState, metaclass=_SubmissionStateEnumTypeWrapper): ...
 
@@ -46,7 +48,37 @@ SUBMISSION_STATE_SUBMITTED: SubmissionState.ValueType  # 2
 SUBMISSION_STATE_INCLUDED: SubmissionState.ValueType  # 3
 SUBMISSION_STATE_SAFE: SubmissionState.ValueType  # 4
 SUBMISSION_STATE_FINALIZED: SubmissionState.ValueType  # 5
+SUBMISSION_STATE_NONCE_SPENT: SubmissionState.ValueType  # 6
+"""A transaction of another link, or of nobody here, has the nonce and is finalized on k nodes: this one never will be."""
 Global___SubmissionState: _TypeAlias = SubmissionState  # noqa: Y015
+
+class _StallCause:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StallCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StallCause.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STALL_CAUSE_UNSPECIFIED: _StallCause.ValueType  # 0
+    """Not stalled."""
+    STALL_CAUSE_NOT_MINED: _StallCause.ValueType  # 1
+    """It waits longer than the configured stall, and its nonce is the account's next."""
+    STALL_CAUSE_UNDERPRICED: _StallCause.ValueType  # 2
+    """The nodes want a higher fee: a transaction of the same nonce is in their pools, or their floor is above it."""
+    STALL_CAUSE_INSUFFICIENT_FUNDS: _StallCause.ValueType  # 3
+    """The account cannot pay value plus the largest fee."""
+
+class StallCause(_StallCause, metaclass=_StallCauseEnumTypeWrapper):
+    """Why a transaction that nodes were asked to take is not mined, as far as it is known."""
+
+STALL_CAUSE_UNSPECIFIED: StallCause.ValueType  # 0
+"""Not stalled."""
+STALL_CAUSE_NOT_MINED: StallCause.ValueType  # 1
+"""It waits longer than the configured stall, and its nonce is the account's next."""
+STALL_CAUSE_UNDERPRICED: StallCause.ValueType  # 2
+"""The nodes want a higher fee: a transaction of the same nonce is in their pools, or their floor is above it."""
+STALL_CAUSE_INSUFFICIENT_FUNDS: StallCause.ValueType  # 3
+"""The account cannot pay value plus the largest fee."""
+Global___StallCause: _TypeAlias = StallCause  # noqa: Y015
 
 @_typing.final
 class SubmitTransactionRequest(_message.Message):
@@ -95,6 +127,8 @@ class Submission(_message.Message):
     BLOCK_NUMBER_FIELD_NUMBER: _builtins.int
     BLOCK_HASH_FIELD_NUMBER: _builtins.int
     RECEIPT_STATUS_FIELD_NUMBER: _builtins.int
+    STALL_FIELD_NUMBER: _builtins.int
+    NEWEST_TX_HASH_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.str
     tx_hash: _builtins.bytes
     """32 bytes."""
@@ -104,6 +138,10 @@ class Submission(_message.Message):
     block_hash: _builtins.bytes
     receipt_status: _builtins.int
     """EIP-658 status of the receipt: 1 success, 0 reverted; absent before inclusion."""
+    stall: Global___StallCause.ValueType
+    """Of the newest transaction of the transfer: it is to be bumped. A bump answers it."""
+    newest_tx_hash: _builtins.bytes
+    """Of the newest transaction of the transfer, 32 bytes; tx_hash is the mined one once there is one."""
     def __init__(
         self,
         *,
@@ -113,10 +151,12 @@ class Submission(_message.Message):
         block_number: _builtins.int = ...,
         block_hash: _builtins.bytes = ...,
         receipt_status: _builtins.int | None = ...,
+        stall: Global___StallCause.ValueType = ...,
+        newest_tx_hash: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_receipt_status", b"_receipt_status", "receipt_status", b"receipt_status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_receipt_status", b"_receipt_status", "block_hash", b"block_hash", "block_number", b"block_number", "receipt_status", b"receipt_status", "state", b"state", "transfer_id", b"transfer_id", "tx_hash", b"tx_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_receipt_status", b"_receipt_status", "block_hash", b"block_hash", "block_number", b"block_number", "newest_tx_hash", b"newest_tx_hash", "receipt_status", b"receipt_status", "stall", b"stall", "state", b"state", "transfer_id", b"transfer_id", "tx_hash", b"tx_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__receipt_status: _TypeAlias = _typing.Literal["receipt_status"]  # noqa: Y015
     _WhichOneofArgType__receipt_status: _TypeAlias = _typing.Literal["_receipt_status", b"_receipt_status"]  # noqa: Y015
@@ -308,23 +348,55 @@ class BroadcasterStatus(_message.Message):
 
     NODES_FIELD_NUMBER: _builtins.int
     NODES_REQUIRED_FIELD_NUMBER: _builtins.int
+    BROKEN_CHAINS_FIELD_NUMBER: _builtins.int
     nodes_required: _builtins.int
     """Nodes that must agree."""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeStatus]: ...
+    @_builtins.property
+    def broken_chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrokenChain]:
+        """Chains on which nothing may be signed any more."""
+
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
         nodes_required: _builtins.int = ...,
+        broken_chains: _abc.Iterable[Global___BrokenChain] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "nodes_required", b"nodes_required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_chains", b"broken_chains", "nodes", b"nodes", "nodes_required", b"nodes_required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BroadcasterStatus: _TypeAlias = BroadcasterStatus  # noqa: Y015
+
+@_typing.final
+class BrokenChain(_message.Message):
+    """A chain whose nodes contradict a block that was final."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    chain_id: _builtins.str
+    """CAIP-2."""
+    cause: _builtins.str
+    """One sentence."""
+    def __init__(
+        self,
+        *,
+        chain_id: _builtins.str = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "chain_id", b"chain_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BrokenChain: _TypeAlias = BrokenChain  # noqa: Y015
 
 @_typing.final
 class NodeStatus(_message.Message):

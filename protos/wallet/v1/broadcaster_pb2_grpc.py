@@ -66,6 +66,7 @@ class BroadcasterServicer:
 
     def SubmitTransaction(self, request, context):
         """Take over a signed transaction: durable when it answers, sent as the submission window allows. Idempotent by tx_hash.
+        Another transaction of the same transfer replaces the one before; whichever is mined counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

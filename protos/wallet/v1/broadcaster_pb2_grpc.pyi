@@ -32,7 +32,9 @@ class BroadcasterStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> BroadcasterAsyncStub: ...
     SubmitTransaction: _grpc.UnaryUnaryMultiCallable[_broadcaster_pb2.SubmitTransactionRequest, _broadcaster_pb2.Submission]
-    """Take over a signed transaction: durable when it answers, sent as the submission window allows. Idempotent by tx_hash."""
+    """Take over a signed transaction: durable when it answers, sent as the submission window allows. Idempotent by tx_hash.
+    Another transaction of the same transfer replaces the one before; whichever is mined counts.
+    """
     SubmitTransactions: _grpc.UnaryUnaryMultiCallable[_broadcaster_pb2.SubmitTransactionsRequest, _broadcaster_pb2.SubmitTransactionsResponse]
     """The same n at a time."""
     GetSubmission: _grpc.UnaryUnaryMultiCallable[_broadcaster_pb2.GetSubmissionRequest, _broadcaster_pb2.Submission]
@@ -47,7 +49,9 @@ class BroadcasterStub:
 class BroadcasterAsyncStub(BroadcasterStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitTransaction: _aio.UnaryUnaryMultiCallable[_broadcaster_pb2.SubmitTransactionRequest, _broadcaster_pb2.Submission]  # type: ignore[assignment]
-    """Take over a signed transaction: durable when it answers, sent as the submission window allows. Idempotent by tx_hash."""
+    """Take over a signed transaction: durable when it answers, sent as the submission window allows. Idempotent by tx_hash.
+    Another transaction of the same transfer replaces the one before; whichever is mined counts.
+    """
     SubmitTransactions: _aio.UnaryUnaryMultiCallable[_broadcaster_pb2.SubmitTransactionsRequest, _broadcaster_pb2.SubmitTransactionsResponse]  # type: ignore[assignment]
     """The same n at a time."""
     GetSubmission: _aio.UnaryUnaryMultiCallable[_broadcaster_pb2.GetSubmissionRequest, _broadcaster_pb2.Submission]  # type: ignore[assignment]
@@ -65,7 +69,9 @@ class BroadcasterServicer(metaclass=_abc_1.ABCMeta):
         request: _broadcaster_pb2.SubmitTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_broadcaster_pb2.Submission, _abc.Awaitable[_broadcaster_pb2.Submission]]:
-        """Take over a signed transaction: durable when it answers, sent as the submission window allows. Idempotent by tx_hash."""
+        """Take over a signed transaction: durable when it answers, sent as the submission window allows. Idempotent by tx_hash.
+        Another transaction of the same transfer replaces the one before; whichever is mined counts.
+        """
 
     @_abc_1.abstractmethod
     def SubmitTransactions(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/wallet/v1/common.proto\x12\twallet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x01\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x1d.wallet.v1.Error.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"{\n\tRequester\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x11\n\tsource_ip\x18\x02 \x01(\t\x12\x1a\n\x12\x63lient_fingerprint\x18\x03 \x01(\t\x12\x30\n\x0crequested_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"d\n\x05Terms\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_address\x18\x02 \x01(\x0c\x12\x12\n\nto_address\x18\x03 \x01(\x0c\x12\x11\n\tvalue_wei\x18\x04 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xe3\x03\n\nFeeOptions\x12\x33\n\x04type\x18\x01 \x01(\x0e\x32%.wallet.v1.FeeOptions.TransactionType\x12\x16\n\tgas_limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rgas_price_wei\x18\x03 \x01(\tH\x01\x88\x01\x01\x12 \n\x13max_fee_per_gas_wei\x18\x04 \x01(\tH\x02\x88\x01\x01\x12)\n\x1cmax_priority_fee_per_gas_wei\x18\x05 \x01(\tH\x03\x88\x01\x01\x12/\n\x0b\x61\x63\x63\x65ss_list\x18\x06 \x03(\x0b\x32\x1a.wallet.v1.AccessListEntry\"\x94\x01\n\x0fTransactionType\x12 \n\x1cTRANSACTION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSACTION_TYPE_LEGACY\x10\x01\x12 \n\x1cTRANSACTION_TYPE_ACCESS_LIST\x10\x02\x12 \n\x1cTRANSACTION_TYPE_DYNAMIC_FEE\x10\x03\x42\x0c\n\n_gas_limitB\x10\n\x0e_gas_price_weiB\x16\n\x14_max_fee_per_gas_weiB\x1f\n\x1d_max_priority_fee_per_gas_wei\"8\n\x0f\x41\x63\x63\x65ssListEntry\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x14\n\x0cstorage_keys\x18\x02 \x03(\x0c\"-\n\nKeyVersion\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/wallet/v1/common.proto\x12\twallet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x01\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x1d.wallet.v1.Error.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcb\x01\n\tRequester\x12\r\n\x05\x61\x63tor\x18\x01 \x01(\t\x12\x11\n\tsource_ip\x18\x02 \x01(\t\x12\x1a\n\x12\x63lient_fingerprint\x18\x03 \x01(\t\x12\x30\n\x0crequested_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x39\n\x10\x63lient_signature\x18\x05 \x01(\x0b\x32\x1a.wallet.v1.ClientSignatureH\x00\x88\x01\x01\x42\x13\n\x11_client_signature\"\x94\x01\n\x0f\x43lientSignature\x12\x17\n\x0fkey_fingerprint\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x16\n\x0esignature_base\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x12\x16\n\x0e\x63ontent_sha256\x18\x06 \x01(\x0c\"d\n\x05Terms\x12\x10\n\x08\x63hain_id\x18\x01 \x01(\t\x12\x14\n\x0c\x66rom_address\x18\x02 \x01(\x0c\x12\x12\n\nto_address\x18\x03 \x01(\x0c\x12\x11\n\tvalue_wei\x18\x04 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xe3\x03\n\nFeeOptions\x12\x33\n\x04type\x18\x01 \x01(\x0e\x32%.wallet.v1.FeeOptions.TransactionType\x12\x16\n\tgas_limit\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\rgas_price_wei\x18\x03 \x01(\tH\x01\x88\x01\x01\x12 \n\x13max_fee_per_gas_wei\x18\x04 \x01(\tH\x02\x88\x01\x01\x12)\n\x1cmax_priority_fee_per_gas_wei\x18\x05 \x01(\tH\x03\x88\x01\x01\x12/\n\x0b\x61\x63\x63\x65ss_list\x18\x06 \x03(\x0b\x32\x1a.wallet.v1.AccessListEntry\"\x94\x01\n\x0fTransactionType\x12 \n\x1cTRANSACTION_TYPE_UNSPECIFIED\x10\x00\x12\x1b\n\x17TRANSACTION_TYPE_LEGACY\x10\x01\x12 \n\x1cTRANSACTION_TYPE_ACCESS_LIST\x10\x02\x12 \n\x1cTRANSACTION_TYPE_DYNAMIC_FEE\x10\x03\x42\x0c\n\n_gas_limitB\x10\n\x0e_gas_price_weiB\x16\n\x14_max_fee_per_gas_weiB\x1f\n\x1d_max_priority_fee_per_gas_wei\"8\n\x0f\x41\x63\x63\x65ssListEntry\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x0c\x12\x14\n\x0cstorage_keys\x18\x02 \x03(\x0c\"-\n\nKeyVersion\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +38,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERROR']._serialized_end=214
   _globals['_ERROR_DETAILSENTRY']._serialized_start=168
   _globals['_ERROR_DETAILSENTRY']._serialized_end=214
-  _globals['_REQUESTER']._serialized_start=216
-  _globals['_REQUESTER']._serialized_end=339
-  _globals['_TERMS']._serialized_start=341
-  _globals['_TERMS']._serialized_end=441
-  _globals['_FEEOPTIONS']._serialized_start=444
-  _globals['_FEEOPTIONS']._serialized_end=927
-  _globals['_FEEOPTIONS_TRANSACTIONTYPE']._serialized_start=690
-  _globals['_FEEOPTIONS_TRANSACTIONTYPE']._serialized_end=838
-  _globals['_ACCESSLISTENTRY']._serialized_start=929
-  _globals['_ACCESSLISTENTRY']._serialized_end=985
-  _globals['_KEYVERSION']._serialized_start=987
-  _globals['_KEYVERSION']._serialized_end=1032
+  _globals['_REQUESTER']._serialized_start=217
+  _globals['_REQUESTER']._serialized_end=420
+  _globals['_CLIENTSIGNATURE']._serialized_start=423
+  _globals['_CLIENTSIGNATURE']._serialized_end=571
+  _globals['_TERMS']._serialized_start=573
+  _globals['_TERMS']._serialized_end=673
+  _globals['_FEEOPTIONS']._serialized_start=676
+  _globals['_FEEOPTIONS']._serialized_end=1159
+  _globals['_FEEOPTIONS_TRANSACTIONTYPE']._serialized_start=922
+  _globals['_FEEOPTIONS_TRANSACTIONTYPE']._serialized_end=1070
+  _globals['_ACCESSLISTENTRY']._serialized_start=1161
+  _globals['_ACCESSLISTENTRY']._serialized_end=1217
+  _globals['_KEYVERSION']._serialized_start=1219
+  _globals['_KEYVERSION']._serialized_end=1264
 # @@protoc_insertion_point(module_scope)

@@ -82,6 +82,7 @@ class Requester(_message.Message):
     SOURCE_IP_FIELD_NUMBER: _builtins.int
     CLIENT_FINGERPRINT_FIELD_NUMBER: _builtins.int
     REQUESTED_AT_FIELD_NUMBER: _builtins.int
+    CLIENT_SIGNATURE_FIELD_NUMBER: _builtins.int
     actor: _builtins.str
     """Name of the API credential."""
     source_ip: _builtins.str
@@ -92,6 +93,10 @@ class Requester(_message.Message):
     def requested_at(self) -> _timestamp_pb2.Timestamp:
         """When the gateway accepted the request."""
 
+    @_builtins.property
+    def client_signature(self) -> Global___ClientSignature:
+        """The client's own signature of the request; absent when it registered no key."""
+
     def __init__(
         self,
         *,
@@ -99,14 +104,59 @@ class Requester(_message.Message):
         source_ip: _builtins.str = ...,
         client_fingerprint: _builtins.str = ...,
         requested_at: _timestamp_pb2.Timestamp | None = ...,
+        client_signature: Global___ClientSignature | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["requested_at", b"requested_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_client_signature", b"_client_signature", "client_signature", b"client_signature", "requested_at", b"requested_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "client_fingerprint", b"client_fingerprint", "requested_at", b"requested_at", "source_ip", b"source_ip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_client_signature", b"_client_signature", "actor", b"actor", "client_fingerprint", b"client_fingerprint", "client_signature", b"client_signature", "requested_at", b"requested_at", "source_ip", b"source_ip"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__client_signature: _TypeAlias = _typing.Literal["client_signature"]  # noqa: Y015
+    _WhichOneofArgType__client_signature: _TypeAlias = _typing.Literal["_client_signature", b"_client_signature"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__client_signature) -> _WhichOneofReturnType__client_signature | None: ...
+
+Global___Requester: _TypeAlias = Requester  # noqa: Y015
+
+@_typing.final
+class ClientSignature(_message.Message):
+    """An HTTP message signature (RFC 9421), verified by gateway, with all that verifies it again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    SIGNATURE_BASE_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    CONTENT_SHA256_FIELD_NUMBER: _builtins.int
+    key_fingerprint: _builtins.str
+    """"sha256:" and the hex SHA-256 of public_key."""
+    algorithm: _builtins.str
+    """Name in the IANA registry "HTTP Signature Algorithms": ed25519 or ecdsa-p256-sha256."""
+    public_key: _builtins.bytes
+    """SubjectPublicKeyInfo, DER."""
+    signature_base: _builtins.bytes
+    """What was signed (RFC 9421 §2.5), at most 4 KiB; it covers the body by its content-digest line."""
+    signature: _builtins.bytes
+    """64 bytes."""
+    content_sha256: _builtins.bytes
+    """SHA-256 of the request's body, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        key_fingerprint: _builtins.str = ...,
+        algorithm: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        signature_base: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+        content_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "content_sha256", b"content_sha256", "key_fingerprint", b"key_fingerprint", "public_key", b"public_key", "signature", b"signature", "signature_base", b"signature_base"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Requester: _TypeAlias = Requester  # noqa: Y015
+Global___ClientSignature: _TypeAlias = ClientSignature  # noqa: Y015
 
 @_typing.final
 class Terms(_message.Message):

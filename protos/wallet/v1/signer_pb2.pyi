@@ -111,6 +111,7 @@ class PolicyDecision(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     POLICY_SHA256_FIELD_NUMBER: _builtins.int
     EVIDENCE_INDEX_FIELD_NUMBER: _builtins.int
+    APPROVAL_FIELD_NUMBER: _builtins.int
     allowed: _builtins.bool
     policy_version: _builtins.int
     policy_sha256: _builtins.bytes
@@ -121,6 +122,10 @@ class PolicyDecision(_message.Message):
     def rules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The rules that decided, as text."""
 
+    @_builtins.property
+    def approval(self) -> Global___ApprovalRule:
+        """Absent when none is needed. An allowed transfer is signed once the log shows these approvals."""
+
     def __init__(
         self,
         *,
@@ -129,16 +134,54 @@ class PolicyDecision(_message.Message):
         policy_version: _builtins.int = ...,
         policy_sha256: _builtins.bytes = ...,
         evidence_index: _builtins.int | None = ...,
+        approval: Global___ApprovalRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_evidence_index", b"_evidence_index", "evidence_index", b"evidence_index"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_approval", b"_approval", "_evidence_index", b"_evidence_index", "approval", b"approval", "evidence_index", b"evidence_index"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_evidence_index", b"_evidence_index", "allowed", b"allowed", "evidence_index", b"evidence_index", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "rules", b"rules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_approval", b"_approval", "_evidence_index", b"_evidence_index", "allowed", b"allowed", "approval", b"approval", "evidence_index", b"evidence_index", "policy_sha256", b"policy_sha256", "policy_version", b"policy_version", "rules", b"rules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__approval: _TypeAlias = _typing.Literal["approval"]  # noqa: Y015
+    _WhichOneofArgType__approval: _TypeAlias = _typing.Literal["_approval", b"_approval"]  # noqa: Y015
     _WhichOneofReturnType__evidence_index: _TypeAlias = _typing.Literal["evidence_index"]  # noqa: Y015
     _WhichOneofArgType__evidence_index: _TypeAlias = _typing.Literal["_evidence_index", b"_evidence_index"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__approval) -> _WhichOneofReturnType__approval | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__evidence_index) -> _WhichOneofReturnType__evidence_index | None: ...
 
 Global___PolicyDecision: _TypeAlias = PolicyDecision  # noqa: Y015
+
+@_typing.final
+class ApprovalRule(_message.Message):
+    """The approvals that a transfer needs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    VALID_S_FIELD_NUMBER: _builtins.int
+    APPROVERS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Distinct approvers, none of them the requester."""
+    valid_s: _builtins.int
+    """An approval counts for so many seconds after it was given."""
+    @_builtins.property
+    def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the credentials that may approve; empty: every approver."""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        valid_s: _builtins.int = ...,
+        approvers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "count", b"count", "valid_s", b"valid_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApprovalRule: _TypeAlias = ApprovalRule  # noqa: Y015
 
 @_typing.final
 class SignTransactionRequest(_message.Message):
@@ -150,6 +193,7 @@ class SignTransactionRequest(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     REQUESTER_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    SUPERSEDES_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.str
     unsigned_tx: _builtins.bytes
     """The exact signing preimage."""
@@ -157,6 +201,10 @@ class SignTransactionRequest(_message.Message):
     """Sender that the key must belong to, 20 bytes."""
     traceparent: _builtins.str
     """W3C traceparent of the transfer; its trace id stands in every entry of the link."""
+    supersedes: _builtins.str
+    """Of a superseding link: the transfer whose nonce it spends, or empty for a nonce that was given back. Absent for
+    every other link.
+    """
     @_builtins.property
     def key(self) -> _common_pb2.KeyVersion: ...
     @_builtins.property
@@ -170,12 +218,15 @@ class SignTransactionRequest(_message.Message):
         key: _common_pb2.KeyVersion | None = ...,
         requester: _common_pb2.Requester | None = ...,
         traceparent: _builtins.str = ...,
+        supersedes: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "requester", b"requester"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_supersedes", b"_supersedes", "key", b"key", "requester", b"requester", "supersedes", b"supersedes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_address", b"from_address", "key", b"key", "requester", b"requester", "traceparent", b"traceparent", "transfer_id", b"transfer_id", "unsigned_tx", b"unsigned_tx"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_supersedes", b"_supersedes", "from_address", b"from_address", "key", b"key", "requester", b"requester", "supersedes", b"supersedes", "traceparent", b"traceparent", "transfer_id", b"transfer_id", "unsigned_tx", b"unsigned_tx"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__supersedes: _TypeAlias = _typing.Literal["supersedes"]  # noqa: Y015
+    _WhichOneofArgType__supersedes: _TypeAlias = _typing.Literal["_supersedes", b"_supersedes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__supersedes) -> _WhichOneofReturnType__supersedes | None: ...
 
 Global___SignTransactionRequest: _TypeAlias = SignTransactionRequest  # noqa: Y015
 
@@ -343,25 +394,79 @@ class Policy(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     DOCUMENT_FIELD_NUMBER: _builtins.int
+    IGNORED_FILE_SHA256_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of the document, 32 bytes."""
     document: _builtins.bytes
     """The document as loaded, YAML."""
+    ignored_file_sha256: _builtins.bytes
+    """SHA-256 of the policy file where it is another document: it seeds an empty database and is ignored after."""
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """CAIP-10 accounts that have rules of their own. Whether they exist is not signer's to know."""
+
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
         sha256: _builtins.bytes = ...,
         document: _builtins.bytes = ...,
+        ignored_file_sha256: _builtins.bytes = ...,
+        accounts: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "document", b"document", "ignored_file_sha256", b"ignored_file_sha256", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class CheckPolicyDocumentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    document: _builtins.bytes
+    """YAML."""
+    def __init__(
+        self,
+        *,
+        document: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckPolicyDocumentRequest: _TypeAlias = CheckPolicyDocumentRequest  # noqa: Y015
+
+@_typing.final
+class ActivatePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    document: _builtins.bytes
+    """YAML."""
+    traceparent: _builtins.str
+    """W3C traceparent of the change."""
+    def __init__(
+        self,
+        *,
+        document: _builtins.bytes = ...,
+        traceparent: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "traceparent", b"traceparent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ActivatePolicyRequest: _TypeAlias = ActivatePolicyRequest  # noqa: Y015
 
 @_typing.final
 class GetSignerStatusRequest(_message.Message):

@@ -59,6 +59,16 @@ class SignerStub:
                 request_serializer=protos_dot_wallet_dot_v1_dot_signer__pb2.GetPolicyRequest.SerializeToString,
                 response_deserializer=protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.FromString,
                 _registered_method=True)
+        self.CheckPolicyDocument = channel.unary_unary(
+                '/wallet.v1.Signer/CheckPolicyDocument',
+                request_serializer=protos_dot_wallet_dot_v1_dot_signer__pb2.CheckPolicyDocumentRequest.SerializeToString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.FromString,
+                _registered_method=True)
+        self.ActivatePolicy = channel.unary_unary(
+                '/wallet.v1.Signer/ActivatePolicy',
+                request_serializer=protos_dot_wallet_dot_v1_dot_signer__pb2.ActivatePolicyRequest.SerializeToString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.FromString,
+                _registered_method=True)
         self.GetSignerStatus = channel.unary_unary(
                 '/wallet.v1.Signer/GetSignerStatus',
                 request_serializer=protos_dot_wallet_dot_v1_dot_signer__pb2.GetSignerStatusRequest.SerializeToString,
@@ -77,7 +87,8 @@ class SignerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SignTransaction(self, request, context):
-        """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx.
+        """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx. Another unsigned_tx of a signed link is its
+        fee bump: same sender, nonce, receiver, value and data.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +110,20 @@ class SignerServicer:
 
     def GetPolicy(self, request, context):
         """The policy in force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckPolicyDocument(self, request, context):
+        """Would this document be a policy? Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ActivatePolicy(self, request, context):
+        """Put a document in force that the log shows two approvals of. Idempotent by the document.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +162,16 @@ def add_SignerServicer_to_server(servicer, server):
             'GetPolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.GetPolicy,
                     request_deserializer=protos_dot_wallet_dot_v1_dot_signer__pb2.GetPolicyRequest.FromString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.SerializeToString,
+            ),
+            'CheckPolicyDocument': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPolicyDocument,
+                    request_deserializer=protos_dot_wallet_dot_v1_dot_signer__pb2.CheckPolicyDocumentRequest.FromString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.SerializeToString,
+            ),
+            'ActivatePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ActivatePolicy,
+                    request_deserializer=protos_dot_wallet_dot_v1_dot_signer__pb2.ActivatePolicyRequest.FromString,
                     response_serializer=protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.SerializeToString,
             ),
             'GetSignerStatus': grpc.unary_unary_rpc_method_handler(
@@ -279,6 +314,60 @@ class Signer:
             target,
             '/wallet.v1.Signer/GetPolicy',
             protos_dot_wallet_dot_v1_dot_signer__pb2.GetPolicyRequest.SerializeToString,
+            protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPolicyDocument(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wallet.v1.Signer/CheckPolicyDocument',
+            protos_dot_wallet_dot_v1_dot_signer__pb2.CheckPolicyDocumentRequest.SerializeToString,
+            protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ActivatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wallet.v1.Signer/ActivatePolicy',
+            protos_dot_wallet_dot_v1_dot_signer__pb2.ActivatePolicyRequest.SerializeToString,
             protos_dot_wallet_dot_v1_dot_signer__pb2.Policy.FromString,
             options,
             channel_credentials,

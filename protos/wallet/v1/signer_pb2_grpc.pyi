@@ -34,13 +34,19 @@ class SignerStub:
     CheckPolicy: _grpc.UnaryUnaryMultiCallable[_signer_pb2.CheckPolicyRequest, _signer_pb2.CheckPolicyResponse]
     """Would these transfers be allowed now? Signs nothing. With draft_unsigned_tx a refusal is recorded as a denied intent."""
     SignTransaction: _grpc.UnaryUnaryMultiCallable[_signer_pb2.SignTransactionRequest, _signer_pb2.SignedTransaction]
-    """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx."""
+    """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx. Another unsigned_tx of a signed link is its
+    fee bump: same sender, nonce, receiver, value and data.
+    """
     SignTransactions: _grpc.UnaryUnaryMultiCallable[_signer_pb2.SignTransactionsRequest, _signer_pb2.SignTransactionsResponse]
     """The same n at a time: one commit and one append per step, one result per item."""
     VoidLink: _grpc.UnaryUnaryMultiCallable[_signer_pb2.VoidLinkRequest, _signer_pb2.VoidLinkResponse]
     """Promise that this link is never signed. Fails with ALREADY_SIGNED once a signature is stored."""
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_signer_pb2.GetPolicyRequest, _signer_pb2.Policy]
     """The policy in force."""
+    CheckPolicyDocument: _grpc.UnaryUnaryMultiCallable[_signer_pb2.CheckPolicyDocumentRequest, _signer_pb2.Policy]
+    """Would this document be a policy? Changes nothing."""
+    ActivatePolicy: _grpc.UnaryUnaryMultiCallable[_signer_pb2.ActivatePolicyRequest, _signer_pb2.Policy]
+    """Put a document in force that the log shows two approvals of. Idempotent by the document."""
     GetSignerStatus: _grpc.UnaryUnaryMultiCallable[_signer_pb2.GetSignerStatusRequest, _signer_pb2.SignerStatus]
     """Could a signature be made now? For /v1/status."""
 
@@ -50,13 +56,19 @@ class SignerAsyncStub(SignerStub):
     CheckPolicy: _aio.UnaryUnaryMultiCallable[_signer_pb2.CheckPolicyRequest, _signer_pb2.CheckPolicyResponse]  # type: ignore[assignment]
     """Would these transfers be allowed now? Signs nothing. With draft_unsigned_tx a refusal is recorded as a denied intent."""
     SignTransaction: _aio.UnaryUnaryMultiCallable[_signer_pb2.SignTransactionRequest, _signer_pb2.SignedTransaction]  # type: ignore[assignment]
-    """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx."""
+    """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx. Another unsigned_tx of a signed link is its
+    fee bump: same sender, nonce, receiver, value and data.
+    """
     SignTransactions: _aio.UnaryUnaryMultiCallable[_signer_pb2.SignTransactionsRequest, _signer_pb2.SignTransactionsResponse]  # type: ignore[assignment]
     """The same n at a time: one commit and one append per step, one result per item."""
     VoidLink: _aio.UnaryUnaryMultiCallable[_signer_pb2.VoidLinkRequest, _signer_pb2.VoidLinkResponse]  # type: ignore[assignment]
     """Promise that this link is never signed. Fails with ALREADY_SIGNED once a signature is stored."""
     GetPolicy: _aio.UnaryUnaryMultiCallable[_signer_pb2.GetPolicyRequest, _signer_pb2.Policy]  # type: ignore[assignment]
     """The policy in force."""
+    CheckPolicyDocument: _aio.UnaryUnaryMultiCallable[_signer_pb2.CheckPolicyDocumentRequest, _signer_pb2.Policy]  # type: ignore[assignment]
+    """Would this document be a policy? Changes nothing."""
+    ActivatePolicy: _aio.UnaryUnaryMultiCallable[_signer_pb2.ActivatePolicyRequest, _signer_pb2.Policy]  # type: ignore[assignment]
+    """Put a document in force that the log shows two approvals of. Idempotent by the document."""
     GetSignerStatus: _aio.UnaryUnaryMultiCallable[_signer_pb2.GetSignerStatusRequest, _signer_pb2.SignerStatus]  # type: ignore[assignment]
     """Could a signature be made now? For /v1/status."""
 
@@ -75,7 +87,9 @@ class SignerServicer(metaclass=_abc_1.ABCMeta):
         request: _signer_pb2.SignTransactionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_signer_pb2.SignedTransaction, _abc.Awaitable[_signer_pb2.SignedTransaction]]:
-        """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx."""
+        """Decide, record, sign, verify. Idempotent by transfer_id and unsigned_tx. Another unsigned_tx of a signed link is its
+        fee bump: same sender, nonce, receiver, value and data.
+        """
 
     @_abc_1.abstractmethod
     def SignTransactions(
@@ -100,6 +114,22 @@ class SignerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_signer_pb2.Policy, _abc.Awaitable[_signer_pb2.Policy]]:
         """The policy in force."""
+
+    @_abc_1.abstractmethod
+    def CheckPolicyDocument(
+        self,
+        request: _signer_pb2.CheckPolicyDocumentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_signer_pb2.Policy, _abc.Awaitable[_signer_pb2.Policy]]:
+        """Would this document be a policy? Changes nothing."""
+
+    @_abc_1.abstractmethod
+    def ActivatePolicy(
+        self,
+        request: _signer_pb2.ActivatePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_signer_pb2.Policy, _abc.Awaitable[_signer_pb2.Policy]]:
+        """Put a document in force that the log shows two approvals of. Idempotent by the document."""
 
     @_abc_1.abstractmethod
     def GetSignerStatus(

@@ -329,6 +329,137 @@ class ReleaseNonceResponse(_message.Message):
 Global___ReleaseNonceResponse: _TypeAlias = ReleaseNonceResponse  # noqa: Y015
 
 @_typing.final
+class BumpTransactionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    replacement: _builtins.int
+    """Counts from 1: which replacement of the first transaction. n+1 is refused before n was built."""
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+        replacement: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replacement", b"replacement", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BumpTransactionRequest: _TypeAlias = BumpTransactionRequest  # noqa: Y015
+
+@_typing.final
+class BuildSupersedingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    FROM_ADDRESS_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    SUPERSEDES_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    """Of the superseding link: "<transfer_id>:cancel", or "gap:<chain>:<address>:<nonce>"."""
+    chain_id: _builtins.str
+    """CAIP-2."""
+    from_address: _builtins.bytes
+    """20 bytes."""
+    nonce: _builtins.int
+    supersedes: _builtins.str
+    """The transfer that holds the nonce; empty for a nonce that was given back."""
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+        chain_id: _builtins.str = ...,
+        from_address: _builtins.bytes = ...,
+        nonce: _builtins.int = ...,
+        supersedes: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "from_address", b"from_address", "nonce", b"nonce", "supersedes", b"supersedes", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BuildSupersedingRequest: _TypeAlias = BuildSupersedingRequest  # noqa: Y015
+
+@_typing.final
+class ListGapsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDER_THAN_MS_FIELD_NUMBER: _builtins.int
+    older_than_ms: _builtins.int
+    """Only what has stood so for this long, milliseconds."""
+    def __init__(
+        self,
+        *,
+        older_than_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["older_than_ms", b"older_than_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGapsRequest: _TypeAlias = ListGapsRequest  # noqa: Y015
+
+@_typing.final
+class ListGapsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GAPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Gap]:
+        """At most 1,000, the lowest nonce of each account first."""
+
+    def __init__(
+        self,
+        *,
+        gaps: _abc.Iterable[Global___Gap] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gaps", b"gaps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGapsResponse: _TypeAlias = ListGapsResponse  # noqa: Y015
+
+@_typing.final
+class Gap(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    FROM_ADDRESS_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    chain_id: _builtins.str
+    """CAIP-2."""
+    from_address: _builtins.bytes
+    """20 bytes."""
+    nonce: _builtins.int
+    transfer_id: _builtins.str
+    """The transfer that holds the nonce; empty for a nonce that was given back."""
+    def __init__(
+        self,
+        *,
+        chain_id: _builtins.str = ...,
+        from_address: _builtins.bytes = ...,
+        nonce: _builtins.int = ...,
+        transfer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain_id", b"chain_id", "from_address", b"from_address", "nonce", b"nonce", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gap: _TypeAlias = Gap  # noqa: Y015
+
+@_typing.final
 class GetBuilderStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -59,6 +59,21 @@ class TxBuilderStub:
                 request_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ReleaseNonceRequest.SerializeToString,
                 response_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ReleaseNonceResponse.FromString,
                 _registered_method=True)
+        self.BumpTransaction = channel.unary_unary(
+                '/wallet.v1.TxBuilder/BumpTransaction',
+                request_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BumpTransactionRequest.SerializeToString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuiltTransaction.FromString,
+                _registered_method=True)
+        self.BuildSuperseding = channel.unary_unary(
+                '/wallet.v1.TxBuilder/BuildSuperseding',
+                request_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuildSupersedingRequest.SerializeToString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuiltTransaction.FromString,
+                _registered_method=True)
+        self.ListGaps = channel.unary_unary(
+                '/wallet.v1.TxBuilder/ListGaps',
+                request_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ListGapsRequest.SerializeToString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ListGapsResponse.FromString,
+                _registered_method=True)
         self.GetBuilderStatus = channel.unary_unary(
                 '/wallet.v1.TxBuilder/GetBuilderStatus',
                 request_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.GetBuilderStatusRequest.SerializeToString,
@@ -105,6 +120,29 @@ class TxBuilderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BumpTransaction(self, request, context):
+        """The same transaction with higher fees. Idempotent by transfer_id and replacement: the same bytes again. Fails with
+        FEE_CAP_REACHED when the node's replacement rule asks for more than the fee cap.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BuildSuperseding(self, request, context):
+        """A zero-value transfer of the sender to itself under a nonce that is taken or was given back. Idempotent by
+        transfer_id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGaps(self, request, context):
+        """Nonces below an account's highest reservation that nothing may be on its way to the chain for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetBuilderStatus(self, request, context):
         """Health of the nodes and of the nonce lock, for /v1/status.
         """
@@ -139,6 +177,21 @@ def add_TxBuilderServicer_to_server(servicer, server):
                     servicer.ReleaseNonce,
                     request_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ReleaseNonceRequest.FromString,
                     response_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ReleaseNonceResponse.SerializeToString,
+            ),
+            'BumpTransaction': grpc.unary_unary_rpc_method_handler(
+                    servicer.BumpTransaction,
+                    request_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BumpTransactionRequest.FromString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuiltTransaction.SerializeToString,
+            ),
+            'BuildSuperseding': grpc.unary_unary_rpc_method_handler(
+                    servicer.BuildSuperseding,
+                    request_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuildSupersedingRequest.FromString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuiltTransaction.SerializeToString,
+            ),
+            'ListGaps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGaps,
+                    request_deserializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ListGapsRequest.FromString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ListGapsResponse.SerializeToString,
             ),
             'GetBuilderStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetBuilderStatus,
@@ -281,6 +334,87 @@ class TxBuilder:
             '/wallet.v1.TxBuilder/ReleaseNonce',
             protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ReleaseNonceRequest.SerializeToString,
             protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ReleaseNonceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BumpTransaction(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wallet.v1.TxBuilder/BumpTransaction',
+            protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BumpTransactionRequest.SerializeToString,
+            protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuiltTransaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BuildSuperseding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wallet.v1.TxBuilder/BuildSuperseding',
+            protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuildSupersedingRequest.SerializeToString,
+            protos_dot_wallet_dot_v1_dot_txbuilder__pb2.BuiltTransaction.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGaps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/wallet.v1.TxBuilder/ListGaps',
+            protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ListGapsRequest.SerializeToString,
+            protos_dot_wallet_dot_v1_dot_txbuilder__pb2.ListGapsResponse.FromString,
             options,
             channel_credentials,
             insecure,

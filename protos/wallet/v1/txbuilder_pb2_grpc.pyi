@@ -43,6 +43,16 @@ class TxBuilderStub:
     """An unsigned transaction with the account's next nonce, unreserved, for the record of a denial."""
     ReleaseNonce: _grpc.UnaryUnaryMultiCallable[_txbuilder_pb2.ReleaseNonceRequest, _txbuilder_pb2.ReleaseNonceResponse]
     """Give a nonce back after signer.VoidLink succeeded for the transfer."""
+    BumpTransaction: _grpc.UnaryUnaryMultiCallable[_txbuilder_pb2.BumpTransactionRequest, _txbuilder_pb2.BuiltTransaction]
+    """The same transaction with higher fees. Idempotent by transfer_id and replacement: the same bytes again. Fails with
+    FEE_CAP_REACHED when the node's replacement rule asks for more than the fee cap.
+    """
+    BuildSuperseding: _grpc.UnaryUnaryMultiCallable[_txbuilder_pb2.BuildSupersedingRequest, _txbuilder_pb2.BuiltTransaction]
+    """A zero-value transfer of the sender to itself under a nonce that is taken or was given back. Idempotent by
+    transfer_id.
+    """
+    ListGaps: _grpc.UnaryUnaryMultiCallable[_txbuilder_pb2.ListGapsRequest, _txbuilder_pb2.ListGapsResponse]
+    """Nonces below an account's highest reservation that nothing may be on its way to the chain for."""
     GetBuilderStatus: _grpc.UnaryUnaryMultiCallable[_txbuilder_pb2.GetBuilderStatusRequest, _txbuilder_pb2.BuilderStatus]
     """Health of the nodes and of the nonce lock, for /v1/status."""
 
@@ -61,6 +71,16 @@ class TxBuilderAsyncStub(TxBuilderStub):
     """An unsigned transaction with the account's next nonce, unreserved, for the record of a denial."""
     ReleaseNonce: _aio.UnaryUnaryMultiCallable[_txbuilder_pb2.ReleaseNonceRequest, _txbuilder_pb2.ReleaseNonceResponse]  # type: ignore[assignment]
     """Give a nonce back after signer.VoidLink succeeded for the transfer."""
+    BumpTransaction: _aio.UnaryUnaryMultiCallable[_txbuilder_pb2.BumpTransactionRequest, _txbuilder_pb2.BuiltTransaction]  # type: ignore[assignment]
+    """The same transaction with higher fees. Idempotent by transfer_id and replacement: the same bytes again. Fails with
+    FEE_CAP_REACHED when the node's replacement rule asks for more than the fee cap.
+    """
+    BuildSuperseding: _aio.UnaryUnaryMultiCallable[_txbuilder_pb2.BuildSupersedingRequest, _txbuilder_pb2.BuiltTransaction]  # type: ignore[assignment]
+    """A zero-value transfer of the sender to itself under a nonce that is taken or was given back. Idempotent by
+    transfer_id.
+    """
+    ListGaps: _aio.UnaryUnaryMultiCallable[_txbuilder_pb2.ListGapsRequest, _txbuilder_pb2.ListGapsResponse]  # type: ignore[assignment]
+    """Nonces below an account's highest reservation that nothing may be on its way to the chain for."""
     GetBuilderStatus: _aio.UnaryUnaryMultiCallable[_txbuilder_pb2.GetBuilderStatusRequest, _txbuilder_pb2.BuilderStatus]  # type: ignore[assignment]
     """Health of the nodes and of the nonce lock, for /v1/status."""
 
@@ -106,6 +126,34 @@ class TxBuilderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_txbuilder_pb2.ReleaseNonceResponse, _abc.Awaitable[_txbuilder_pb2.ReleaseNonceResponse]]:
         """Give a nonce back after signer.VoidLink succeeded for the transfer."""
+
+    @_abc_1.abstractmethod
+    def BumpTransaction(
+        self,
+        request: _txbuilder_pb2.BumpTransactionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_txbuilder_pb2.BuiltTransaction, _abc.Awaitable[_txbuilder_pb2.BuiltTransaction]]:
+        """The same transaction with higher fees. Idempotent by transfer_id and replacement: the same bytes again. Fails with
+        FEE_CAP_REACHED when the node's replacement rule asks for more than the fee cap.
+        """
+
+    @_abc_1.abstractmethod
+    def BuildSuperseding(
+        self,
+        request: _txbuilder_pb2.BuildSupersedingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_txbuilder_pb2.BuiltTransaction, _abc.Awaitable[_txbuilder_pb2.BuiltTransaction]]:
+        """A zero-value transfer of the sender to itself under a nonce that is taken or was given back. Idempotent by
+        transfer_id.
+        """
+
+    @_abc_1.abstractmethod
+    def ListGaps(
+        self,
+        request: _txbuilder_pb2.ListGapsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_txbuilder_pb2.ListGapsResponse, _abc.Awaitable[_txbuilder_pb2.ListGapsResponse]]:
+        """Nonces below an account's highest reservation that nothing may be on its way to the chain for."""
 
     @_abc_1.abstractmethod
     def GetBuilderStatus(
