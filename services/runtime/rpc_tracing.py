@@ -6,7 +6,8 @@ and never ends the client span of a cancelled call (docs/adr/0002-own-rpc-instru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -51,15 +52,19 @@ def outgoing_metadata(span: Span) -> tuple[tuple[str, str], ...]:
 
 
 def start_span(method: str, kind: SpanKind, context: Context | None = None) -> Span:
+    name, facts = _description(method)
+    return _tracer.start_span(name, context, kind, facts)
+
+
+@cache
+def _description(method: str) -> tuple[str, Mapping[str, str]]:
+    """Name and attributes of every span of a method that this process serves or calls."""
     service, name = split_method(method)
-    return _tracer.start_span(
-        f"{service}/{name}",
-        context=context,
-        kind=kind,
-        attributes={attributes.RPC_SYSTEM: "grpc", attributes.RPC_SERVICE: service, attributes.RPC_METHOD: name},
-        record_exception=False,
-        set_status_on_exception=False,
-    )
+    return f"{service}/{name}", {
+        attributes.RPC_SYSTEM: "grpc",
+        attributes.RPC_SERVICE: service,
+        attributes.RPC_METHOD: name,
+    }
 
 
 def record_ok(span: Span) -> None:

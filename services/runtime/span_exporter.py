@@ -6,6 +6,7 @@ Protobuf allows it: the bytes of a message are those of its fields, one behind t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -23,6 +24,10 @@ from opentelemetry.util.types import AnyValue
 # Source: opentelemetry/proto/trace/v1/trace.proto, the numbers of the fields; each holds a message.
 _SPANS_OF_SCOPE, _SCOPES_OF_RESOURCE, _RESOURCES = 2, 2, 1
 _ATTRIBUTES, _LINKS = 9, 13
+# Tag and length of the ids, tag of the times, which are fixed64.
+_TRACE_ID, _SPAN_ID, _PARENT_SPAN_ID = b"\x0a\x10", b"\x12\x08", b"\x22\x08"
+_START_TIME, _END_TIME = 0x39, 0x41
+_TIMES = struct.Struct("<BQBQ")
 _KEPT = frozenset({str, bool, int, float})
 _KINDS: dict[SpanKind, trace_pb2.Span.SpanKind.ValueType] = {
     SpanKind.INTERNAL: trace_pb2.Span.SPAN_KIND_INTERNAL,
@@ -71,36 +76,37 @@ def _scope(scope: InstrumentationScope | None) -> bytes:
 
 
 def _span(span: ReadableSpan) -> bytes:
-    context, parent = span.context, span.parent
-    message = trace_pb2.Span(
-        trace_id=context.trace_id.to_bytes(16, "big"),
-        span_id=context.span_id.to_bytes(8, "big"),
-        flags=_flags(parent is not None and parent.is_remote),
-        name=span.name,
-        kind=_KINDS[span.kind],
-        start_time_unix_nano=span.start_time or 0,
-        end_time_unix_nano=span.end_time or 0,
-        status=_status(span.status.status_code, span.status.description or ""),
-    )
-    if parent is not None:
-        message.parent_span_id = parent.span_id.to_bytes(8, "big")
-    if context.trace_state:
-        message.trace_state = context.trace_state.to_header()
-    if span.dropped_attributes or span.dropped_events or span.dropped_links:
-        message.dropped_attributes_count = span.dropped_attributes
-        message.dropped_events_count = span.dropped_events
-        message.dropped_links_count = span.dropped_links
-    message.events.extend([_event(event) for event in span.events])
-    attributes = [
-        (_kept_attribute if type(value) in _KEPT else _attribute)(name, value)
-        for name, value in (span.attributes or {}).items()
+    context, parent, status = span.context, span.parent, span.status
+    is_remote = parent is not None and parent.is_remote
+    parts = [
+        _TRACE_ID,
+        context.trace_id.to_bytes(16, "big"),
+        _SPAN_ID,
+        context.span_id.to_bytes(8, "big"),
+        _TIMES.pack(_START_TIME, span.start_time or 0, _END_TIME, span.end_time or 0),
+        _kept_description(span.name, span.kind, is_remote, status.status_code, status.description or ""),
     ]
-    return b"".join([message.SerializeToString(), *attributes, *[_link(link) for link in span.links]])
+    if parent is not None:
+        parts += _PARENT_SPAN_ID, parent.span_id.to_bytes(8, "big")
+    for name, value in (span.attributes or {}).items():
+        parts.append((_kept_attribute if type(value) in _KEPT else _attribute)(name, value))
+    parts += [_link(link) for link in span.links]
+    if span.events or context.trace_state:
+        parts.append(_rarities(span))
+    return b"".join(parts)
 
 
-@lru_cache(maxsize=64)
-def _status(code: StatusCode, description: str) -> trace_pb2.Status:
-    return trace_pb2.Status(code=trace_pb2.Status.StatusCode.ValueType(code.value), message=description)
+@lru_cache(maxsize=1_024)
+def _kept_description(name: str, kind: SpanKind, is_remote: bool, code: StatusCode, description: str) -> bytes:
+    """What spans of the same step have in common."""
+    status = trace_pb2.Status(code=trace_pb2.Status.StatusCode.ValueType(code.value), message=description)
+    return trace_pb2.Span(name=name, kind=_KINDS[kind], flags=_flags(is_remote), status=status).SerializeToString()
+
+
+def _rarities(span: ReadableSpan) -> bytes:
+    return trace_pb2.Span(
+        trace_state=span.context.trace_state.to_header(), events=[_event(event) for event in span.events]
+    ).SerializeToString()
 
 
 def _event(event: Event) -> trace_pb2.Span.Event:
@@ -177,8 +183,10 @@ def _any_value(value: AnyValue) -> common_pb2.AnyValue:
 def _field(number: int, content: bytes) -> bytes:
     """A field that holds a message or a text. Source: Protocol Buffers, Encoding: tag and length are varints."""
     length = len(content)
-    if length < 128:
+    if length < 1 << 7:
         return bytes((number << 3 | 2, length)) + content
+    if length < 1 << 14:
+        return bytes((number << 3 | 2, length & 127 | 128, length >> 7)) + content
     prefix = bytearray((number << 3 | 2,))
     while length > 127:
         prefix.append(length & 127 | 128)

@@ -1,30 +1,22 @@
-"""OpenTelemetry in a process: the tracer provider, W3C context that outlives a request, and the signature floor."""
+"""OpenTelemetry in a process: the tracer provider, and W3C context that outlives a request."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
-from collections.abc import Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import (
-    ALWAYS_ON,
-    Decision,
-    ParentBased,
-    Sampler,
-    SamplingResult,
-    TraceIdRatioBased,
-)
-from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags, TraceState
-from opentelemetry.util.types import Attributes
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, TraceIdRatioBased
+from opentelemetry.trace import Link, SpanContext, TraceFlags
 
+from services.runtime.lean_tracer import LeanTracerProvider
 from services.runtime.mtls import channel_credentials
 from services.runtime.settings import ServiceSettings
+from services.runtime.signature_floor import SignatureFloor
 from services.runtime.span_exporter import SpanExporter
 
 # W3C Trace Context level 1 §3.2.2; version ff is invalid, later versions may carry more fields.
@@ -37,10 +29,11 @@ def parse_traceparent(value: str) -> SpanContext | None:
     match = _TRACEPARENT.fullmatch(value.strip(" \t")) if len(value) <= 512 else None
     if match is None:
         return None
-    version, trace_id, span_id, flags, rest = match.groups()
-    if version == "ff" or (version == "00" and rest) or not int(trace_id, 16) or not int(span_id, 16):
+    version, trace_hex, span_hex, flags, rest = match.groups()
+    trace_id, span_id = int(trace_hex, 16), int(span_hex, 16)
+    if version == "ff" or (version == "00" and rest) or not trace_id or not span_id:
         return None
-    return SpanContext(int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
+    return SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(int(flags, 16)))
 
 
 def format_traceparent(context: SpanContext) -> str:
@@ -82,32 +75,17 @@ def current_ids(traceparent: str) -> tuple[str, str]:
     return trace_id, stored_span_id
 
 
-class SignatureFloor(Sampler):
-    """Signature operations are always sampled: whatever the caller's flag or the operator's strategy says.
-
-    `roots` are the names of the spans that start one. Their children inherit flag 01 from them.
-    """
-
-    def __init__(self, delegate: Sampler, roots: frozenset[str]) -> None:
-        self._delegate = delegate
-        self._roots = roots
-
-    def should_sample(
-        self,
-        parent_context: Context | None,
-        trace_id: int,
-        name: str,
-        kind: SpanKind | None = None,
-        attributes: Attributes = None,
-        links: Sequence[Link] | None = None,
-        trace_state: TraceState | None = None,
-    ) -> SamplingResult:
-        if name in self._roots:
-            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, trace_state)
-        return self._delegate.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
-
-    def get_description(self) -> str:
-        return f"SignatureFloor({self._delegate.get_description()})"
+def open_exporter(endpoint: str, settings: ServiceSettings) -> SpanExporter:
+    """Over mTLS to tracestore; `endpoint` may name several of its replicas, or a name with several addresses."""
+    return SpanExporter(
+        endpoint=endpoint,
+        credentials=channel_credentials(settings.tls_dir),
+        # In turn: a replica that is started later gets its share, and one that is gone is left out.
+        channel_options=(  # type: ignore[arg-type]  # annotated as one option, takes any number
+            ("grpc.ssl_target_name_override", "tracestore"),
+            ("grpc.lb_policy_name", "round_robin"),
+        ),
+    )
 
 
 def start_telemetry(service: str, settings: ServiceSettings, signature_roots: frozenset[str] = frozenset()) -> None:
@@ -119,27 +97,20 @@ def start_telemetry(service: str, settings: ServiceSettings, signature_roots: fr
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
     ratio = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1.0"))
-    delegate = ParentBased(ALWAYS_ON if ratio >= 1.0 else TraceIdRatioBased(ratio))
-    provider = TracerProvider(
-        sampler=SignatureFloor(delegate, signature_roots),
-        resource=Resource.create({"service.name": service}),
-        # A group's span links to each of its transfers; the default of 128 would drop the rest.
-        span_limits=SpanLimits(max_links=1_024),
-        shutdown_on_exit=False,
+    exporter = open_exporter(endpoint, settings)
+    trace.set_tracer_provider(
+        LeanTracerProvider(
+            SignatureFloor(ALWAYS_ON if ratio >= 1.0 else TraceIdRatioBased(ratio), signature_roots),
+            Resource.create({"service.name": service}),
+            BatchSpanProcessor(exporter, max_queue_size=16_384, max_export_batch_size=2_048),
+        )
     )
-    exporter = SpanExporter(
-        endpoint=endpoint,
-        credentials=channel_credentials(settings.tls_dir),
-        channel_options=(("grpc.ssl_target_name_override", "tracestore"),),
-    )
-    provider.add_span_processor(BatchSpanProcessor(exporter, max_queue_size=16_384, max_export_batch_size=2_048))
-    trace.set_tracer_provider(provider)
 
 
 def stop_telemetry() -> None:
     """Flush what is queued; called once, after the last request."""
     provider = trace.get_tracer_provider()
-    if isinstance(provider, TracerProvider):
+    if isinstance(provider, LeanTracerProvider):
         provider.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""W3C context and the signature floor."""
+"""W3C context."""
 
 from __future__ import annotations
 
@@ -6,13 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from opentelemetry import trace
-from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, ParentBased, Sampler
-from opentelemetry.trace import SpanContext, TraceFlags
 
 from services.runtime.telemetry import (
-    SignatureFloor,
     current_ids,
     format_traceparent,
     new_traceparent,
@@ -102,26 +98,3 @@ def test_current_ids_are_the_links_trace_and_the_current_span_within_it() -> Non
     # The watcher's own trace is not the link's: the stored span is named.
     with tracer.start_as_current_span("watcher"):
         assert current_ids(TRACEPARENT) == (TRACE_ID, SPAN_ID)
-
-
-@pytest.mark.parametrize("delegate", [ParentBased(ALWAYS_ON), ALWAYS_OFF])
-def test_signature_roots_are_sampled_under_an_unsampled_parent_and_their_children_inherit_it(delegate: Sampler) -> None:
-    tracer = TracerProvider(sampler=SignatureFloor(ParentBased(delegate), frozenset({"gateway.transfer"}))).get_tracer(
-        "test"
-    )
-    unsampled = SpanContext(int(TRACE_ID, 16), int(SPAN_ID, 16), is_remote=True, trace_flags=TraceFlags(0))
-    parent = trace.set_span_in_context(trace.NonRecordingSpan(unsampled), Context())
-    with tracer.start_as_current_span("gateway.transfer", context=parent) as root:
-        assert format_traceparent(root.get_span_context())[3:35] == TRACE_ID
-        assert format_traceparent(root.get_span_context()).endswith("-01")
-        with tracer.start_as_current_span("anything") as child:
-            assert child.is_recording()
-            assert format_traceparent(child.get_span_context()).endswith("-01")
-    other = tracer.start_span("gateway.status", context=parent)
-    assert format_traceparent(other.get_span_context()).endswith("-00")
-
-
-def test_resumed_work_is_sampled_whatever_the_strategy() -> None:
-    tracer = TracerProvider(sampler=SignatureFloor(ParentBased(ALWAYS_OFF), frozenset())).get_tracer("test")
-    span = tracer.start_span("broadcaster.submission", context=stored_context(f"00-{TRACE_ID}-{SPAN_ID}-00"))
-    assert span.is_recording()
