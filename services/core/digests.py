@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NewType
+from typing import NamedTuple, NewType
 
 import coincurve
 import sha3
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from services.core.errors import Reason, WalletError
 
@@ -16,7 +15,6 @@ Digest = NewType("Digest", bytes)
 
 # SEC 2, section 2.4.1: the order of secp256k1's group.
 CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-_FIELD_PRIME = 2**256 - 2**32 - 977
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +55,82 @@ def low_s(r: int, s: int) -> tuple[int, int]:
     return r, CURVE_ORDER - s if s > CURVE_ORDER // 2 else s
 
 
+class TokenMade(NamedTuple):
+    """A signature as a token makes it, without a recovery bit, and what it should be."""
+
+    raw_signature: bytes  # r ‖ s, 64 bytes
+    digest: Digest
+    public_key: bytes  # 33 bytes SEC1
+
+
 def recover(digest: Digest, r: int, s: int, public_key: bytes) -> Signature:
     """The low-s signature of `digest` under `public_key` (33 bytes SEC1), with its recovery bit.
-
-    A token returns no recovery bit. The even one is right if recovery under it yields `public_key`, which verifies the
-    signature too. If it yields another key and the signature verifies all the same, the odd one is right: R, the point
-    behind r, has one of two signs. (Verifying costs less than recovering again.)
 
     Raises:
         WalletError: SIGNATURE_INVALID if the signature is not one of `digest` under `public_key`.
     """
-    r, s = low_s(r, s)
-    even = Signature(r, s, 0)
-    if _public_key_of(digest, even) == public_key:
-        return even
-    # SEC 1, 4.1.6: below p − n, R's x may be r + n as well, and Ethereum has no recovery bit for that.
-    if r >= _FIELD_PRIME - CURVE_ORDER and _verifies(digest, even, public_key):
-        return Signature(r, s, 1)
-    raise WalletError(Reason.SIGNATURE_INVALID, "the signature is not one of the digest under the account's key")
+    even = Signature(*low_s(r, s), 0)
+    return _verified(even, pow(even.s, -1, CURVE_ORDER), digest, public_key)
 
 
-@lru_cache(maxsize=1_024)
-def _parsed(public_key: bytes) -> coincurve.PublicKey:
-    return coincurve.PublicKey(public_key)
+def recover_all(made: Sequence[TokenMade]) -> list[Signature | WalletError]:
+    """`recover` of many, one outcome each: the division that each needs is one division for all of them."""
+    evens: list[Signature | WalletError] = []
+    for one in made:
+        try:
+            evens.append(Signature(*low_s(*split_signature(one.raw_signature)), 0))
+        except WalletError as error:
+            evens.append(error)
+    inverses = iter(_inverses([even.s for even in evens if isinstance(even, Signature)]))
+    outcomes: list[Signature | WalletError] = []
+    for even, one in zip(evens, made, strict=True):
+        if isinstance(even, Signature):
+            try:
+                outcomes.append(_verified(even, next(inverses), one.digest, one.public_key))
+            except WalletError as error:
+                outcomes.append(error)
+        else:
+            outcomes.append(even)
+    return outcomes
 
 
-def _verifies(digest: Digest, signature: Signature, public_key: bytes) -> bool:
-    return _parsed(public_key).verify(encode_dss_signature(signature.r, signature.s), digest, hasher=None)
+def _inverses(values: Sequence[int]) -> list[int]:
+    """1/v modulo n of each 0 < v < n. Source: Montgomery 1987, 10.3.1, "simultaneous inversion"."""
+    products = [1]
+    for value in values:
+        products.append(products[-1] * value % CURVE_ORDER)
+    rest = pow(products.pop(), -1, CURVE_ORDER)
+    inverses: list[int] = []
+    for value, product in zip(reversed(values), reversed(products), strict=True):
+        inverses.append(rest * product % CURVE_ORDER)
+        rest = rest * value % CURVE_ORDER
+    inverses.reverse()
+    return inverses
+
+
+def _verified(even: Signature, inverse_of_s: int, digest: Digest, public_key: bytes) -> Signature:
+    """`even` with its true recovery bit, once it verifies.
+
+    SEC 1, 4.1.4: a signature is valid if R = (z/s)·G + (r/s)·Q has the x that r is; the recovery bit is the parity of
+    R's y. The library computes such a sum for recovery alone, SEC 1, 4.1.6: (s'/r')·R' - (z'/r')·G, where r' is the x
+    of R'. With Q for R', s' = r·r'/s and z' = -z·r'/s that is R, whole, at once. Recovering Q instead would take one
+    sum for each parity that is tried.
+    """
+    r, s = even.r, even.s
+    x = int.from_bytes(public_key[1:], "big")
+    factor = x * inverse_of_s % CURVE_ORDER
+    # The recovery id: R' has the parity of Q's first byte, 2 or 3, and an x that is r', or r' + n.
+    stand_in = (
+        (x % CURVE_ORDER).to_bytes(32, "big")
+        + (r * factor % CURVE_ORDER).to_bytes(32, "big")
+        + bytes((public_key[0] & 1 | (x >= CURVE_ORDER) << 1,))
+    )
+    message = (-int.from_bytes(digest, "big") * factor % CURVE_ORDER).to_bytes(32, "big")
+    point = _recovered(stand_in, message)
+    # Ethereum has no recovery bit for an x of r + n.
+    if point is None or point[1:] != r.to_bytes(32, "big") or len(public_key) != 33:
+        raise WalletError(Reason.SIGNATURE_INVALID, "the signature is not one of the digest under the account's key")
+    return Signature(r, s, 1) if point[0] & 1 else even
 
 
 def recover_public_key(digest: Digest, signature: Signature) -> bytes:
@@ -92,14 +139,14 @@ def recover_public_key(digest: Digest, signature: Signature) -> bytes:
     Raises:
         WalletError: SIGNATURE_INVALID if r is no point of the curve, or the key would be the point at infinity.
     """
-    public_key = _public_key_of(digest, signature)
+    recoverable = signature.r.to_bytes(32, "big") + signature.s.to_bytes(32, "big") + bytes((signature.y_parity,))
+    public_key = _recovered(recoverable, digest)
     if public_key is None:
         raise WalletError(Reason.SIGNATURE_INVALID, "no public key can have made the signature")
     return public_key
 
 
-def _public_key_of(digest: Digest, signature: Signature) -> bytes | None:
-    recoverable = signature.r.to_bytes(32, "big") + signature.s.to_bytes(32, "big") + bytes([signature.y_parity])
+def _recovered(recoverable: bytes, digest: bytes) -> bytes | None:
     try:
         return coincurve.PublicKey.from_signature_and_message(recoverable, digest, hasher=None).format()
     except Exception:

@@ -66,27 +66,10 @@ class Leaf:
     body: bytes  # the commitment: SHA-256(salt ‖ canonical body)
 
     def encode(self) -> bytes:
-        """The canonical JSON. Every member is of bounded size, about 450 bytes together, far below MAX_LEAF_SIZE.
-
-        Raises:
-            WalletError: INVALID_REQUEST naming the member that breaks its rule.
-        """
-        check_link_id(self.link_id)
-        if not _TRACE_ID.fullmatch(self.trace_id):
-            refuse("trace_id", "is 32 digits of lower-case hex, not all zero")
-        if not _SPAN_ID.fullmatch(self.span_id):
-            refuse("span_id", "is 16 digits of lower-case hex, not all zero")
-        if self.step < 0 or len(self.prev) != (32 if self.step else 0):
-            refuse("prev", "is empty at step 0 and a 32-byte leaf hash after it")
-        if len(self.body) != 32:
-            refuse("body", "is a 32-byte commitment")
-        prev = f"0x{self.prev.hex()}" if self.prev else ""
-        # RFC 8785 by hand: the members in order, and no text in them that would need an escape.
-        return (
-            f'{{"at":"{format_time(self.at)}","body":"0x{self.body.hex()}","kind":"{self.kind}",'
-            f'"link_id":"{self.link_id}","prev":"{prev}","span_id":"{self.span_id}","step":{self.step},'
-            f'"trace_id":"{self.trace_id}","v":1}}'
-        ).encode()
+        """Raises WalletError like `encode_leaf`."""
+        return encode_leaf(
+            self.kind, self.link_id, self.step, self.prev, self.at, self.trace_id, self.span_id, self.body
+        )
 
     @classmethod
     def decode(cls, data: bytes) -> Leaf:
@@ -122,6 +105,31 @@ class Leaf:
         if leaf.encode() != data:
             refuse("leaf", "is encoded in one way only")
         return leaf
+
+
+def encode_leaf(
+    kind: Kind, link_id: str, step: int, prev: bytes, at: datetime, trace_id: str, span_id: str, body: bytes
+) -> bytes:
+    """The canonical JSON. Every member is of bounded size, about 450 bytes together, far below MAX_LEAF_SIZE.
+
+    Raises:
+        WalletError: INVALID_REQUEST naming the member that breaks its rule.
+    """
+    check_link_id(link_id)
+    if not _TRACE_ID.fullmatch(trace_id):
+        refuse("trace_id", "is 32 digits of lower-case hex, not all zero")
+    if not _SPAN_ID.fullmatch(span_id):
+        refuse("span_id", "is 16 digits of lower-case hex, not all zero")
+    if step < 0 or len(prev) != (32 if step else 0):
+        refuse("prev", "is empty at step 0 and a 32-byte leaf hash after it")
+    if len(body) != 32:
+        refuse("body", "is a 32-byte commitment")
+    # RFC 8785 by hand: the members in order, and no text in them that would need an escape.
+    return (
+        f'{{"at":"{format_time(at)}","body":"0x{body.hex()}","kind":"{kind}","link_id":"{link_id}",'
+        f'"prev":"{"0x" + prev.hex() if prev else ""}","span_id":"{span_id}","step":{step},'
+        f'"trace_id":"{trace_id}","v":1}}'
+    ).encode()
 
 
 def leaf_hash(leaf: bytes) -> bytes:

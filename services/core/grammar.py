@@ -104,7 +104,30 @@ class LinkHead(NamedTuple):
     block_hash: str | None = None
 
     def with_leaf_hash(self, leaf_hash: bytes) -> LinkHead:
-        return self._replace(leaf_hash=leaf_hash)
+        # By position, here and below: `_replace` takes twice as long, and every signature passes here four times.
+        return LinkHead._make((*self[:_LEAF_HASH], leaf_hash, *self[_LEAF_HASH + 1 :]))
+
+    def with_intents(
+        self, state: State, at: datetime, terms: Terms | None, intent_at: str, signed: tuple[SignedTransaction, ...]
+    ) -> LinkHead:
+        """The next step's head, after an intent or a signature."""
+        return LinkHead(
+            state,
+            self.step + 1,
+            at,
+            self.trace_id,
+            self.leaf_hash,
+            terms,
+            intent_at,
+            signed,
+            self.attempts,
+            self.open_requests,
+            self.status,
+            self.block_hash,
+        )
+
+
+_LEAF_HASH = LinkHead._fields.index("leaf_hash")
 
 
 def advance(
@@ -157,7 +180,7 @@ def _intent(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
     if denied:
         return _closed(head, State.FAILED, at)
     state = State.BUILT if head.state is State.NEW else head.state
-    return head._replace(state=state, step=head.step + 1, at=at, terms=terms, intent_at=format_time(at))
+    return head.with_intents(state, at, terms, format_time(at), head.signed)
 
 
 def _signature(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
@@ -172,7 +195,7 @@ def _signature(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:
         refuse("tx_hash", "is new in the link", Reason.OUT_OF_ORDER)
     signed = (*head.signed, SignedTransaction(tx_hash, head.intent_at, format_time(at), False))
     state = State.SIGNED if head.state is State.BUILT else head.state
-    return head._replace(state=state, step=head.step + 1, at=at, signed=signed, intent_at="")
+    return head.with_intents(state, at, head.terms, "", signed)
 
 
 def _request(head: LinkHead, body: dict[str, Any], at: datetime) -> LinkHead:

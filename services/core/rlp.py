@@ -30,9 +30,19 @@ def encode(item: Item) -> bytes:
         if length == 1 and item[0] < 0x80:
             return item
         return (_STRING_PREFIX[length] if length < 56 else _long_prefix(0xB7, length)) + item
-    payload = b"".join([encode(element) for element in item])
+    return encode_list(b"".join([encode(element) for element in item]))
+
+
+def encode_list(payload: bytes) -> bytes:
+    """Encode the list whose encoded elements, one behind the other, are `payload`."""
     length = len(payload)
     return (_LIST_PREFIX[length] if length < 56 else _long_prefix(0xF7, length)) + payload
+
+
+def list_payload(data: bytes) -> bytes:
+    """What `encode_list` made `data` of."""
+    first = data[0]
+    return data[1 if first < 0xF8 else first - 0xF6 :]
 
 
 def encode_int(value: int) -> bytes:

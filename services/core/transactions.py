@@ -153,6 +153,16 @@ def assemble_raw(unsigned: bytes | UnsignedTransaction, signature: Signature) ->
     return _type_byte(tx) + rlp.encode([*_fields(tx), rlp.encode_int(signature.y_parity), r, s])
 
 
+def attach_signature(unsigned_tx: bytes, signature: Signature) -> bytes:
+    """`assemble_raw` of bytes that `decode_unsigned` has accepted: they are not taken apart again."""
+    if unsigned_tx[0] >= 0xC0:
+        return assemble_raw(unsigned_tx, signature)
+    number, encode = rlp.encode_int, rlp.encode
+    signed = encode(number(signature.y_parity)) + encode(number(signature.r)) + encode(number(signature.s))
+    # EIP-2930, EIP-1559: y_parity, r and s follow the fields that are signed.
+    return unsigned_tx[:1] + rlp.encode_list(rlp.list_payload(unsigned_tx[1:]) + signed)
+
+
 def decode_raw(raw_tx: bytes) -> tuple[UnsignedTransaction, Signature]:
     """The transaction and signature of a raw transaction; strict: `assemble_raw` of the result is `raw_tx`.
 

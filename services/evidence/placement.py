@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from services.core.canonical import parse_canonical
-from services.core.entries import SALT_SIZE, Kind, Leaf, body_commitment, check_body, check_link_id, leaf_hash
+from services.core.entries import SALT_SIZE, Kind, body_commitment, check_body, check_link_id, encode_leaf, leaf_hash
 from services.core.errors import Reason, WalletError, refuse
 from services.core.grammar import LinkHead, advance
 from services.evidence.links import Appended, Link
@@ -97,14 +97,6 @@ class Placement:
         head = advance(
             link.head, kind, body, self._at, trace_id=append.trace_id, min_agreeing_nodes=self._nodes_required
         )
-        leaf = Leaf(
-            kind=kind,
-            link_id=append.link_id,
-            step=head.step,
-            prev=link.head.leaf_hash if link.head else b"",
-            at=self._at,
-            trace_id=append.trace_id,
-            span_id=append.span_id,
-            body=commitment,
-        )
-        return head, leaf.encode(), salt
+        prev = link.head.leaf_hash if link.head else b""
+        leaf = encode_leaf(kind, append.link_id, head.step, prev, self._at, append.trace_id, append.span_id, commitment)
+        return head, leaf, salt

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from services.core.entries import check_link_id
+from services.core.entries import Kind, check_link_id
 from services.core.errors import Reason, WalletError
 from services.evidence.links import Appended, Link, replay
+from services.evidence.memory import Memory
 from services.evidence.placement import Append, Placement, SameId
-from services.evidence.store import LogHead, Store, StoredEntry
+from services.evidence.store import LinkIsKnown, LogHead, Store, StoredEntry
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +42,6 @@ class Conflict(NamedTuple):
 
 
 Outcome = Appended | WalletError | Conflict
-# What is wrong with the log as it was taken over; None if it is the one that this process knows.
-Compare = Callable[[LogHead], Awaitable[str | None]]
 
 
 class _Waiting(NamedTuple):
@@ -70,13 +69,16 @@ class Sequencer:
         self._waiting: deque[_Waiting] = deque()
         self._waiting_entries = 0
         self._waiting_bytes = 0
-        self._wake = asyncio.Event()
+        # Resolved when there is something to do; who waits for it makes it.
+        self._wake: asyncio.Future[None] | None = None
         self._head: LogHead | None = None
         # Of the newest lease that was ours; while no other came after, it is ours to take again at once.
         self._epoch: int | None = None
         self._absence = "the evidence log is being opened"
         self._links: OrderedDict[str, Link] = OrderedDict()
         self.grown = asyncio.Event()
+        # Whether the lease is held has changed.
+        self.turned = asyncio.Event()
         # Why nothing may be appended although this is the sequencer.
         self.refusal: str | None = None
 
@@ -108,24 +110,21 @@ class Sequencer:
         self._waiting.append(_Waiting(appends, size, outcome))
         self._waiting_entries += len(appends)
         self._waiting_bytes += size
-        self._wake.set()
-        # A caller that gives up does not undo what is on its way into the log.
-        result = await asyncio.shield(outcome)
+        _awaken(self._wake)
+        # A caller that gives up does not undo what is on its way into the log: nobody waits for its outcome, no more.
+        result = await outcome
         if isinstance(result, WalletError):
             raise result
         return result
 
-    async def run(self, compare: Compare) -> None:
-        """Hold the lease and commit groups until cancelled. `compare` judges the log each time it is taken over."""
+    async def run(self, memory: Memory) -> None:
+        """Hold the lease and commit groups until cancelled. `memory` judges the log each time it is taken over."""
         try:
             while True:
                 if self._head is None:
-                    await self._take_over(compare)
+                    await self._take_over(memory)
                     continue
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._lease_s / 3):
-                        await self._wake.wait()
-                self._wake.clear()
+                await self._sleep()
                 if not self._waiting:
                     await self._renew(self._head)
                 while self._waiting and self._head is not None:
@@ -139,25 +138,41 @@ class Sequencer:
                     async with asyncio.timeout(_RELEASE_TIMEOUT_S):
                         await self._store.release(self._epoch)
 
-    async def _take_over(self, compare: Compare) -> None:
+    async def _sleep(self) -> None:
+        """Return when an entry waits, or when the lease is due to be renewed."""
+        if self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        self._wake = loop.create_future()
+        due = loop.call_later(self._lease_s / 3, _awaken, self._wake)
+        try:
+            await self._wake
+        finally:
+            due.cancel()
+
+    async def _take_over(self, memory: Memory) -> None:
+        head = None
         try:
             async with asyncio.timeout(_DATABASE_TIMEOUT_S):
-                head = await self._store.take_over(self._lease_s, self._epoch)
+                unfit = await memory.unfit()
+                if unfit is None:
+                    head = await self._store.take_over(self._lease_s, self._epoch)
                 if head is not None:
                     self._epoch = head.epoch
-                    self.refusal = await compare(head)
+                    self.refusal = await memory.compare(head)
         except Exception as error:
-            self._explain(f"the evidence log cannot be read: {_meaning(error)}", error)
+            self._explain(f"the evidence log cannot be taken over: {_meaning(error)}", error)
         else:
             if head is not None:
                 self._head = head
                 self.grown.set()
+                self.turned.set()
                 _log.info("sequencing", extra={"tree_size": head.committed, "epoch": head.epoch})
                 if self.refusal:
                     _log.critical("appends are refused", extra={"cause": self.refusal})
                     self._refuse_waiting()
                 return
-            self._explain("the evidence log's lease is held by another sequencer")
+            self._explain(unfit or "the evidence log's lease is held by another sequencer")
         self._refuse_waiting()
         await asyncio.sleep(self._lease_s / 10)
 
@@ -183,6 +198,7 @@ class Sequencer:
             _log.warning("the log's head is no longer ours", extra={"cause": cause})
             self._absence = f"the evidence log was lost: {cause}"
         self._head = None
+        self.turned.set()
         self._links.clear()
 
     def _next_group(self) -> list[_Waiting]:
@@ -210,22 +226,16 @@ class Sequencer:
         """(1) Load the links that are not cached. (2) Check and place each entry. (3) Commit. (4) Answer."""
         try:
             async with asyncio.timeout(_DATABASE_TIMEOUT_S):
-                await self._load_links({append.link_id for waiting in group for append in waiting.appends})
-                now = self._clock()
-                # The log's clock never runs backwards, whatever the machine's does.
-                at = max(now, head.last_at) if head.last_at else now
-                placement = Placement(head.edge, at, self._links, self._nodes_required)
-                placed = [[placement.place(append) for append in waiting.appends] for waiting in group]
-                if placement.entries:
-                    ours = await self._store.append(head, at, self._lease_s, placement.entries, placement.tiles)
-                else:
-                    # Refusals come from what we remember, which is the log only as long as the lease is ours.
-                    ours = await self._store.renew(head.epoch, self._lease_s)
-                if not ours:
-                    raise WalletError(Reason.EVIDENCE_UNAVAILABLE, "a newer sequencer has taken over")
-                answers = await self._resolve(placed)
+                try:
+                    answers = await self._commit(head, group, take_for_new=True)
+                except LinkIsKnown:
+                    # Nothing is written. What was placed is forgotten, and all is done again behind a look-up.
+                    for waiting in group:
+                        for append in waiting.appends:
+                            self._links.pop(append.link_id, None)
+                    answers = await self._commit(head, group, take_for_new=False)
         except BaseException as error:
-            # Whether the commit took effect is unknown; in memory the edge has moved. Both are read again.
+            # Whether the commit took effect is unknown: the head is read again, and the links are.
             self._lose(_meaning(error))
             if not isinstance(error, WalletError | TimeoutError | asyncio.CancelledError):
                 _log.exception("the group could not be committed")
@@ -234,25 +244,70 @@ class Sequencer:
             if not isinstance(error, Exception):
                 raise
             return
-        head.last_at, head.committed, head.frontier = at, head.edge.size, head.edge.frontier.to_bytes()
-        if placement.entries:
-            self.grown.set()
+        # (4)
         for waiting, outcomes in zip(group, answers, strict=True):
             _answer(waiting, outcomes)
         while len(self._links) > _CACHED_LINKS:
             self._links.popitem(last=False)
 
-    async def _load_links(self, link_ids: set[str]) -> None:
+    async def _commit(self, head: LogHead, group: list[_Waiting], *, take_for_new: bool) -> list[list[Outcome]]:
+        """The outcomes of each call, once they are true; the head has moved then, and only then.
+
+        Raises:
+            LinkIsKnown: a link that was taken for a new one may not be; nothing is written.
+        """
+        # (1)
+        new = await self._load_links(group, take_for_new)
+        # (2)
+        now = self._clock()
+        # The log's clock never runs backwards, whatever the machine's does.
+        at = max(now, head.last_at) if head.last_at else now
+        edge = head.edge.copy()
+        placement = Placement(edge, at, self._links, self._nodes_required)
+        placed = [[placement.place(append) for append in waiting.appends] for waiting in group]
+        if any(not self._links[link_id].entries for link_id in new):
+            # Refused as the first entry of a link, which no commit shows that it would have been.
+            raise LinkIsKnown
+        # (3)
+        if placement.entries:
+            ours = await self._store.append(head, edge, at, self._lease_s, placement.entries, placement.tiles)
+        else:
+            # Refusals come from what we remember, which is the log only as long as the lease is ours.
+            ours = await self._store.renew(head.epoch, self._lease_s)
+        if not ours:
+            raise WalletError(Reason.EVIDENCE_UNAVAILABLE, "a newer sequencer has taken over")
+        answers = await self._resolve(placed)
+        head.edge, head.last_at, head.committed, head.frontier = edge, at, edge.size, edge.frontier.to_bytes()
+        if placement.entries:
+            self.grown.set()
+        return answers
+
+    async def _load_links(self, group: list[_Waiting], take_for_new: bool) -> list[str]:
+        """Have the group's links in memory; the ids of those that were taken for new ones, without a look-up.
+
+        Nearly every link that is not cached is new, and begins with its intent. Whether it is, the commit shows: an old
+        one has its first step already, so the constraint (link, step) breaks and nothing is written.
+        """
+        new: list[str] = []
         stored: dict[str, list[StoredEntry]] = {}
-        for link_id in link_ids:
-            if link_id in self._links:
-                self._links.move_to_end(link_id)
-                continue
-            with suppress(WalletError):
-                check_link_id(link_id)
-                stored[link_id] = []
-        if not stored:
-            return
+        for waiting in group:
+            for append in waiting.appends:
+                link_id = append.link_id
+                if link_id in self._links:
+                    self._links.move_to_end(link_id)
+                elif link_id not in stored:
+                    with suppress(WalletError):
+                        check_link_id(link_id)
+                        if take_for_new and append.kind == Kind.INTENT:
+                            self._links[link_id] = Link()
+                            new.append(link_id)
+                        else:
+                            stored[link_id] = []
+        if stored:
+            await self._read_links(stored)
+        return new
+
+    async def _read_links(self, stored: dict[str, list[StoredEntry]]) -> None:
         for entry in await self._store.entries_of_links(list(stored)):
             stored[entry.link_id].append(entry)
         for link_id, entries in stored.items():
@@ -280,6 +335,11 @@ def _same_or_conflict(same: SameId, stored_body: bytes | None) -> Appended | Con
         return replace(same.stored, already_stored=True)
     error = WalletError(Reason.ENTRY_CONFLICT, Reason.ENTRY_CONFLICT.meaning, field="entry_id", index=same.stored.index)
     return Conflict(error, stored_body)
+
+
+def _awaken(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)
 
 
 def _answer(waiting: _Waiting, result: list[Outcome] | WalletError) -> None:

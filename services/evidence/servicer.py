@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import trace
 
 from protos.wallet.v1 import evidence_pb2 as pb
@@ -27,6 +26,7 @@ from services.runtime.rpc_errors import to_item_error
 MAX_ENTRIES = 5_000
 MAX_BATCH_BYTES = 16 << 20
 MAX_WAIT_MS = 5_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -152,9 +152,8 @@ def _write_appended(reply: pb.AppendedEntry, appended: Appended) -> None:
 @lru_cache(maxsize=16)  # the entries of one commit share their time
 def _since_epoch(at: datetime) -> tuple[int, int]:
     """The two fields of a Timestamp."""
-    timestamp = Timestamp()
-    timestamp.FromDatetime(at)
-    return timestamp.seconds, timestamp.nanos
+    since = at - _EPOCH
+    return since.days * 86_400 + since.seconds, since.microseconds * 1_000
 
 
 def _write_outcome(result: pb.AppendResult, outcome: Outcome) -> None:

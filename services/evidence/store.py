@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+import asyncpg
 from sqlalchemy import text
 
 from services.core.merkle import Frontier
@@ -53,17 +54,23 @@ class LogHead:
     """The log's end as one holder of the lease took it over; `epoch` fences every earlier holder."""
 
     edge: TreeEdge
-    # Entries in the database, and its frontier; the edge runs ahead of both while a group is being committed.
+    # Entries in the database, and its frontier.
     committed: int
     frontier: bytes
     last_at: datetime | None
     epoch: int
 
 
+class LinkIsKnown(Exception):
+    """An entry was placed as the first of its link, which has entries in the log. Nothing was written."""
+
+
+_LINK_CONSTRAINTS = ("entries_step_once", "entries_entry_id_once")
+
 # One statement: the head moves by compare-and-set, and nothing is inserted unless it moved. The old frontier stands
 # for the whole tree: a restored database may have come to the same epoch and size by other entries.
 # What has one size, or is text without a comma, travels as one value: the driver looks twice at each item of an array.
-_APPEND = """
+_APPEND_ENTRIES = """
 WITH moved AS (
     UPDATE evidence.log_head
     SET size = $3, frontier = $4, last_at = $5,
@@ -83,13 +90,23 @@ WITH moved AS (
 ), new_bodies AS (
     INSERT INTO evidence.bodies (index, salt, body)
     SELECT index, substring(CAST($14 AS bytea), place, 32), body FROM items
-), new_tiles AS (
+)
+"""
+_APPEND_TILES = """
+, new_tiles AS (
     INSERT INTO evidence.tiles (level, number, hashes, root)
     SELECT * FROM unnest(CAST($15 AS smallint[]), CAST($16 AS bigint[]), CAST($17 AS bytea[]),
                          CAST($18 AS bytea[]))
     WHERE EXISTS (SELECT FROM moved)
 )
-SELECT count(*) FROM moved
+"""
+_HAS_MOVED = "SELECT count(*) FROM moved"
+# Most commits of a few entries fill no tile.
+_APPEND = _APPEND_ENTRIES + _HAS_MOVED
+_APPEND_WITH_TILES = _APPEND_ENTRIES + _APPEND_TILES + _HAS_MOVED
+
+_RENEW = """
+UPDATE evidence.log_head SET lease_until = clock_timestamp() + make_interval(secs => $2) WHERE epoch = $1 RETURNING 1
 """
 
 # A body at a time by its key: without statistics the planner would read all bodies.
@@ -143,15 +160,7 @@ class Store:
 
     async def renew(self, epoch: int, lease_s: float) -> bool:
         """Keep the lease; False when a newer holder has raised the epoch."""
-        async with self._database.statement() as connection:
-            renewed = await connection.execute(
-                text("""
-                    UPDATE evidence.log_head SET lease_until = clock_timestamp() + make_interval(secs => :lease_s)
-                    WHERE epoch = :epoch
-                """),
-                {"epoch": epoch, "lease_s": lease_s},
-            )
-            return renewed.rowcount == 1
+        return bool(await self._database.rows(_RENEW, epoch, lease_s))
 
     async def release(self, epoch: int) -> None:
         """End the lease early, so that a standby need not wait for it."""
@@ -161,16 +170,24 @@ class Store:
             )
 
     async def append(
-        self, head: LogHead, at: datetime, lease_s: float, entries: list[NewEntry], tiles: list[FullTile]
+        self,
+        head: LogHead,
+        edge: TreeEdge,
+        at: datetime,
+        lease_s: float,
+        entries: list[NewEntry],
+        tiles: list[FullTile],
     ) -> bool:
-        """Insert `entries` behind the committed log; False, and nothing written, when its head was another."""
-        frontier = head.edge.frontier
-        moved = await self._database.value(
-            _APPEND,
+        """Insert `entries` behind the committed log, up to `edge`; False, and nothing written, if its head was another.
+
+        Raises:
+            LinkIsKnown: the step or the id of an entry is in its link already.
+        """
+        arguments: list[object] = [
             head.epoch,
             head.frontier,
-            frontier.size,
-            frontier.to_bytes(),
+            edge.size,
+            edge.frontier.to_bytes(),
             at,
             lease_s,
             entries[0].index,
@@ -181,11 +198,20 @@ class Store:
             [entry.body for entry in entries],
             b"".join([entry.leaf_hash for entry in entries]),
             b"".join([entry.salt for entry in entries]),
-            [tile.level for tile in tiles],
-            [tile.number for tile in tiles],
-            [tile.hashes for tile in tiles],
-            [tile.root for tile in tiles],
-        )
+        ]
+        if tiles:
+            arguments += [
+                [tile.level for tile in tiles],
+                [tile.number for tile in tiles],
+                [tile.hashes for tile in tiles],
+                [tile.root for tile in tiles],
+            ]
+        try:
+            moved = await self._database.value(_APPEND_WITH_TILES if tiles else _APPEND, *arguments)
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name in _LINK_CONSTRAINTS:
+                raise LinkIsKnown from error
+            raise
         return bool(moved)
 
     async def entries_of_links(self, link_ids: list[str]) -> list[StoredEntry]:

@@ -30,6 +30,9 @@ class TreeEdge:
     def size(self) -> int:
         return self.frontier.size
 
+    def copy(self) -> TreeEdge:
+        return TreeEdge(self.frontier.copy(), {level: hashes.copy() for level, hashes in self.partial.items()})
+
     def append(self, leaf_hash: bytes) -> list[FullTile]:
         """Add a leaf; answer the tiles that it filled."""
         full = []

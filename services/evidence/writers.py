@@ -10,6 +10,8 @@ from services.core.errors import Reason, WalletError
 Writers = Mapping[str, frozenset[Kind]]
 
 WRITERS: Writers = {
+    # Approvals; the policies themselves are the signer's.
+    "gateway": frozenset({Kind.POLICY}),
     "keys": frozenset({Kind.KEY}),
     "signer": frozenset({Kind.INTENT, Kind.SIGNATURE, Kind.POLICY}),
     "broadcaster": frozenset({Kind.REQUEST, Kind.RESPONSE, Kind.INCLUSION, Kind.REVOCATION}),

@@ -21,7 +21,7 @@ from services.core.paths import AccountPath
 from services.keys.settings import KeysSettings
 from services.runtime import attributes
 from services.runtime.settings import SERVICES_DIR
-from services.runtime.token import ErrorOrigin
+from services.runtime.token import ErrorOrigin, TokenKey
 
 _tracer = trace.get_tracer("goldenlink.keys")
 
@@ -62,17 +62,25 @@ class Ceremonies:
         self._orders = 0
         self._refused_pin: tuple[int, int] | None = None
 
-    async def check(self) -> None:
-        """Open the token once, so that a wrong PIN is known before the first request."""
-        await self._perform({"order": "check"})
+    async def sealing_key(self) -> TokenKey:
+        """The key that seals seeds, made if the token has none."""
+        answer = await self._perform({"order": "sealing_key"})
+        return TokenKey(bytes.fromhex(answer["key_id"]), b"")
 
-    async def create_wallet(self, wallet_id: str, strength_bits: int, recovery_recipient: bytes) -> NewSeed:
+    async def check(self, sealing_key: bytes) -> None:
+        """Open the token once. Raises KEY_NOT_FOUND if it does not hold the key of this id."""
+        await self._perform({"order": "check", "sealing_key": sealing_key.hex()})
+
+    async def create_wallet(
+        self, wallet_id: str, strength_bits: int, recovery_recipient: bytes, sealing_key: bytes
+    ) -> NewSeed:
         answer = await self._perform(
             {
                 "order": "create_wallet",
                 "wallet_id": wallet_id,
                 "strength_bits": strength_bits,
                 "recovery_recipient": recovery_recipient.hex(),
+                "sealing_key": sealing_key.hex(),
             }
         )
         return NewSeed(bytes.fromhex(answer["encrypted_seed"]), bytes.fromhex(answer["encrypted_recovery"]))

@@ -25,10 +25,10 @@ from services.core.derivation import ExtendedKey, Seed, derive, mnemonic_of_entr
 from services.core.errors import Reason, WalletError
 from services.core.paths import AccountPath, Algorithm
 from services.core.recovery import encrypt_recovery
+from services.keys.settings import SEALING_KEY_LABEL
 from services.runtime.settings import TokenSettings
 from services.runtime.token import TokenSession
 
-SEED_KEY_LABEL = "seeds"
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _PR_SET_DUMPABLE = 4
 
@@ -36,9 +36,15 @@ Order = dict[str, Any]
 Answer = dict[str, str]
 
 
+def sealing_key(token: TokenSession, order: Order) -> Answer:
+    """The id of the key that seals seeds, made if the token has none."""
+    return {"key_id": token.sealing_key(SEALING_KEY_LABEL).key_id.hex()}
+
+
 def check(token: TokenSession, order: Order) -> Answer:
-    """Can the token be opened?"""
+    """Can the token be opened, and does it seal under that key?"""
     identity = token.open()
+    token.encrypt(SEALING_KEY_LABEL, bytes.fromhex(order["sealing_key"]), b"", b"")
     return {"label": identity.label, "serial": identity.serial, "library": identity.library}
 
 
@@ -47,7 +53,8 @@ def create_wallet(token: TokenSession, order: Order) -> Answer:
     mnemonic = mnemonic_of_entropy(token.random(order["strength_bits"] // 8))
     wallet_id, recipient = order["wallet_id"], bytes.fromhex(order["recovery_recipient"])
     recovery = encrypt_recovery(mnemonic, wallet_id, recipient) if recipient else b""
-    sealed = token.encrypt(SEED_KEY_LABEL, seed_of_mnemonic(mnemonic), wallet_id.encode())
+    key_id = bytes.fromhex(order["sealing_key"])
+    sealed = token.encrypt(SEALING_KEY_LABEL, key_id, seed_of_mnemonic(mnemonic), wallet_id.encode())
     return {"encrypted_seed": sealed.hex(), "encrypted_recovery": recovery.hex()}
 
 
@@ -71,7 +78,7 @@ def wrap_leaf(token: TokenSession, order: Order) -> Answer:
 
 
 def _leaf(token: TokenSession, order: Order) -> ExtendedKey:
-    seed = Seed(token.decrypt(SEED_KEY_LABEL, bytes.fromhex(order["encrypted_seed"]), order["wallet_id"].encode()))
+    seed = Seed(token.decrypt(SEALING_KEY_LABEL, bytes.fromhex(order["encrypted_seed"]), order["wallet_id"].encode()))
     path = AccountPath(Algorithm(order["algorithm"]), order["account"], order["change"], order["index"])
     return derive(seed, path.algorithm, path.indices())
 
@@ -85,7 +92,7 @@ def _pkcs8(leaf: ExtendedKey, algorithm: Algorithm) -> bytes:
     return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
 
 
-_ORDERS = {act.__name__: act for act in (check, create_wallet, derive_account, wrap_leaf)}
+_ORDERS = {act.__name__: act for act in (sealing_key, check, create_wallet, derive_account, wrap_leaf)}
 
 
 def _perform(settings: TokenSettings, order: Order) -> dict[str, Any]:

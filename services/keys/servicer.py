@@ -11,8 +11,8 @@ from protos.wallet.v1 import common_pb2, keys_pb2, keys_pb2_grpc
 from services.core.errors import Reason, WalletError, refuse
 from services.core.paths import AccountPath, Algorithm
 from services.keys.accounts import AccountPlace, Accounts
-from services.keys.ceremonies import Ceremonies
 from services.keys.leaves import Leaves
+from services.keys.sealing_key import SealingKey
 from services.keys.store import AccountRow, WalletRow
 from services.keys.wallets import NewWallet, Wallets
 from services.runtime import attributes
@@ -32,8 +32,8 @@ _TO_PROTO = {
 
 
 class KeysServicer(keys_pb2_grpc.KeysServicer):
-    def __init__(self, wallets: Wallets, accounts: Accounts, leaves: Leaves, ceremonies: Ceremonies) -> None:
-        self._ceremonies = ceremonies
+    def __init__(self, wallets: Wallets, accounts: Accounts, leaves: Leaves, sealing_key: SealingKey) -> None:
+        self._sealing_key = sealing_key
         self._wallets = wallets
         self._accounts = accounts
         self._leaves = leaves
@@ -65,7 +65,7 @@ class KeysServicer(keys_pb2_grpc.KeysServicer):
 
     async def GetKeysStatus(self, request: keys_pb2.GetKeysStatusRequest, context: Context) -> keys_pb2.KeysStatus:
         try:
-            await self._ceremonies.check()
+            await self._sealing_key.check()
         except WalletError as error:
             return keys_pb2.KeysStatus(token_ready=False, missing=[f"keys: {error.reason.meaning}"])
         return keys_pb2.KeysStatus(token_ready=True)

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from services.runtime.settings import DatabaseSettings, ServiceSettings, TokenSettings
 
+# Of the AES key in the token that seals seeds.
+SEALING_KEY_LABEL = "seeds"
+
 
 class KeysSettings(ServiceSettings, DatabaseSettings, TokenSettings):
     # Longest time for one order of the ceremony's process, its start included; past it the process is killed.

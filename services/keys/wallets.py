@@ -12,6 +12,7 @@ from services.core.errors import Reason, WalletError, refuse
 from services.core.recovery import check_recipient
 from services.keys.ceremonies import Ceremonies
 from services.keys.journal import Journal, key_entry, wallet_link
+from services.keys.sealing_key import SealingKey
 from services.keys.store import KeyEntry, Store, WalletRow
 
 DEFAULT_STRENGTH_BITS = 256
@@ -33,6 +34,8 @@ class NewWallet:
         check_link_id(self.wallet_id, "wallet_id")
         if len(self.name) > MAX_NAME:
             refuse("name", f"has at most {MAX_NAME} characters")
+        if "\0" in self.name:
+            refuse("name", "has no NUL")
         if self.strength_bits not in (0, *STRENGTHS_BITS):
             refuse("strength_bits", "is 128, 160, 192, 224 or 256, or 0 for 256")
         if self.recovery_recipient:
@@ -40,8 +43,9 @@ class NewWallet:
 
 
 class Wallets:
-    def __init__(self, store: Store, ceremonies: Ceremonies, journal: Journal) -> None:
+    def __init__(self, store: Store, ceremonies: Ceremonies, sealing_key: SealingKey, journal: Journal) -> None:
         self._store = store
+        self._sealing_key = sealing_key
         self._ceremonies = ceremonies
         self._journal = journal
 
@@ -71,7 +75,9 @@ class Wallets:
     async def _make(self, wanted: NewWallet) -> WalletRow:
         strength_bits = wanted.strength_bits or DEFAULT_STRENGTH_BITS
         # A crash before the insert loses a seed that nobody has seen and nothing was sent to.
-        seed = await self._ceremonies.create_wallet(wanted.wallet_id, strength_bits, wanted.recovery_recipient)
+        seed = await self._ceremonies.create_wallet(
+            wanted.wallet_id, strength_bits, wanted.recovery_recipient, await self._sealing_key.id()
+        )
         wallet = WalletRow(
             wallet_id=wanted.wallet_id,
             name=wanted.name,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, PoolProxiedConnection, event, make_url
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.util import greenlet_spawn
 
 from services.core.errors import Reason, WalletError
+from services.runtime import fault_points
 from services.runtime.settings import DatabaseSettings, read_secret
 
 # SQLSTATE classes that mean "not now": connection exceptions, insufficient resources, operator intervention.
@@ -48,8 +49,13 @@ class Database:
         )
         event.listen(self.engine.sync_engine, "checkout", _replace_closed)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        # Taken from the pool for `rows` and not given back: the idle ones; and how many wait for one of the pool's.
+        self._kept: list[PoolProxiedConnection] = []
+        self._waiting = 0
 
     async def close(self) -> None:
+        while self._kept:
+            await self._return(self._kept.pop())
         await self.engine.dispose()
 
     @asynccontextmanager
@@ -60,43 +66,87 @@ class Database:
             WalletError: DATABASE_UNAVAILABLE. Whether a commit that failed so took effect is unknown.
         """
         with _errors_by_meaning():
-            async with self.engine.begin() as connection:
+            async with self._pooled(self.engine.begin()) as connection:
                 yield connection
+                fault_points.before("commit")
+            fault_points.after("commit")
 
     @asynccontextmanager
     async def statement(self) -> AsyncIterator[AsyncConnection]:
         """Statements that are a transaction each: no BEGIN and COMMIT on the wire. Raises like `begin`."""
         with _errors_by_meaning():
-            async with self._autocommit.connect() as connection:
+            async with self._pooled(self._autocommit.connect()) as connection:
+                fault_points.before("statement")
                 yield connection
+            fault_points.after("statement")
 
     async def value(self, statement: str, *arguments: object) -> Any:
-        """The first value of the driver's own statement ($1, $2 …), a transaction by itself. Raises like `begin`.
-
-        For what is done again and again: on a small statement SQLAlchemy spends ten times what the driver does.
-        """
-        async with self._driver() as driver:
-            return await driver.fetchval(statement, *arguments)
+        """The first value of `rows`; None without a row. Raises like `begin`."""
+        rows = await self.rows(statement, *arguments)
+        return rows[0][0] if rows else None
 
     async def rows(self, statement: str, *arguments: object) -> list[Any]:
-        """All rows of the driver's own statement, like `value`."""
-        async with self._driver() as driver:
-            return list(await driver.fetch(statement, *arguments))
+        """All rows of the driver's own statement ($1, $2 …), a transaction by itself. Raises like `begin`.
 
-    @asynccontextmanager
-    async def _driver(self) -> AsyncIterator[Any]:
-        with _errors_by_meaning():
-            connection = await self.engine.raw_connection()
+        For what is done again and again: on a small statement SQLAlchemy spends ten times what the driver does, half of
+        it for taking a connection from its pool. So one that was taken is kept, unless somebody waits for the pool.
+        """
+        try:
+            connection = self._kept.pop() if self._kept else await self._take()
+            driver: Any = connection.driver_connection
+            if driver.is_closed():
+                # The server ended it while it was idle: replaced, without the round trip of a ping.
+                await self._return(connection)
+                connection = await self._take()
+                driver = connection.driver_connection
+            fault_points.before("statement")
             try:
-                yield connection.driver_connection
+                rows: list[Any] = await driver.fetch(statement, *arguments)
             except asyncpg.PostgresError:
+                await self._keep(connection)
                 raise
             except BaseException:
                 # Given up half way, by a time limit for one: what the connection is doing is not known.
                 await greenlet_spawn(connection.invalidate)
+                await self._return(connection)
                 raise
-            finally:
-                await greenlet_spawn(connection.close)
+            fault_points.after("statement")
+            await self._keep(connection)
+            return rows
+        except Exception as error:
+            with _errors_by_meaning():
+                raise error
+
+    @asynccontextmanager
+    async def _pooled(self, asked: AbstractAsyncContextManager[AsyncConnection]) -> AsyncIterator[AsyncConnection]:
+        """`asked` of the pool, which may have lent all connections to `rows`: those get back to it first."""
+        async with AsyncExitStack() as stack:
+            with self._waiting_for_the_pool():
+                if self._kept:
+                    await self._return(self._kept.pop())
+                connection = await stack.enter_async_context(asked)
+            yield connection
+
+    async def _take(self) -> PoolProxiedConnection:
+        with self._waiting_for_the_pool():
+            return await self.engine.raw_connection()
+
+    async def _keep(self, connection: PoolProxiedConnection) -> None:
+        if self._waiting:
+            await self._return(connection)
+        else:
+            self._kept.append(connection)
+
+    async def _return(self, connection: PoolProxiedConnection) -> None:
+        await greenlet_spawn(connection.close)
+
+    @contextmanager
+    def _waiting_for_the_pool(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
 
 
 def _replace_closed(connection: Any, *_: object) -> None:
@@ -110,6 +160,9 @@ def _errors_by_meaning() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, asyncpg.InterfaceError, PoolTimeoutError, OSError, TimeoutError) as error:
+        raise _unavailable() from error
+    except asyncpg.InternalClientError as error:
+        # The server has said that it ends the connection, and has not ended it yet.
         raise _unavailable() from error
     except (asyncpg.PostgresError, AsyncAdapt_asyncpg_dbapi.Error) as error:
         # The second is how the dialect reports a connection that cannot be made.

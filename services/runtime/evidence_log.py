@@ -10,6 +10,9 @@ from services.core.entries import Kind
 from services.core.errors import Code, Reason, WalletError
 from services.runtime.rpc_errors import from_item_error
 
+# What the log's sequencer alone serves: for writers, `PeerChannel("evidence", settings, APPENDING)`. Readers need no
+# part: every replica serves them.
+APPENDING = "wallet.v1.Evidence/append"
 # Of one AppendEntries: evidence takes 5,000 entries and 16 MiB.
 _MAX_BATCH_ENTRIES = 5_000
 _MAX_BATCH_BYTES = 12 << 20

@@ -26,7 +26,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.core.errors import DetailValue, Reason, WalletError
-from services.runtime import attributes
+from services.runtime import attributes, fault_points
 from services.runtime.json_rpc import Answer, Call, NotJsonRpc, answers_by_id, encode_batch, encode_call
 
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
@@ -159,11 +159,13 @@ class Node:
         Raises:
             WalletError: NODE_UNAVAILABLE when there was no complete HTTP answer: the outcome is unknown.
         """
+        fault_points.before("node request")
         try:
             async with self._session.post(self._url, data=body, allow_redirects=False) as response:
                 content = await self._bounded(response)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise self._failed("the node gives no HTTP answer", cause=type(error).__name__) from None
+        fault_points.after("node request")
         headers = {name: response.headers[name][:_MAX_HEADER_TEXT] for name in KEPT_HEADERS if name in response.headers}
         return HttpAnswer(response.status, headers, content, datetime.now(UTC))
 

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 
 from services.core.errors import Reason, WalletError
-from services.runtime import rpc_tracing
+from services.runtime import fault_points, rpc_tracing
 from services.runtime.channel import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
+from services.runtime.health import SERVICE_NAME as HEALTH_SERVICE
+from services.runtime.health import Health
 from services.runtime.logs import start_logging
 from services.runtime.mtls import caller_identity, load_callers, server_credentials
 from services.runtime.rpc_errors import status_code, to_status_metadata
@@ -27,13 +29,13 @@ from services.runtime.settings import ServiceSettings
 from services.runtime.telemetry import start_telemetry, stop_telemetry
 
 _log = logging.getLogger(__name__)
-_HEALTH_SERVICE = "grpc.health.v1.Health"
 _SWITCH_INTERVAL_S = 0.0005
 
 _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Below the channels' own interval: a server takes more for an attack, and closes the connection.
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -102,7 +104,7 @@ class CallGate(Interceptor):
 
     def _check_caller(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         caller = caller_identity(context.auth_context())
-        if caller not in self._callers and rpc_tracing.split_method(method)[0] != _HEALTH_SERVICE:
+        if caller not in self._callers and rpc_tracing.split_method(method)[0] != HEALTH_SERVICE:
             raise WalletError(Reason.CALLER_NOT_ALLOWED, "the caller is not on the allow-list", caller=caller)
 
     def _unary(
@@ -176,23 +178,23 @@ class GrpcServer:
         self._settings = settings
         self._names = service_names
         self.grpc = grpc.aio.server(interceptors=[CallGate(load_callers(settings.callers, service))], options=_OPTIONS)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs know no aio
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
-        reflection.enable_server_reflection([*service_names, _HEALTH_SERVICE, reflection.SERVICE_NAME], self.grpc)
+        reflection.enable_server_reflection([*service_names, HEALTH_SERVICE, reflection.SERVICE_NAME], self.grpc)
         self.port = self.grpc.add_secure_port(settings.listen, server_credentials(settings.tls_dir))
 
-    async def set_serving(self, serving: bool) -> None:
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *self._names):
-            await self._health.set(name, status)
+    def report(self, part: str, serving: bool) -> None:
+        """Say whether this replica serves a part of the service that not every replica serves at all times."""
+        self._health.report(part, serving)
 
     async def __aenter__(self) -> GrpcServer:
         await self.grpc.start()
-        await self.set_serving(True)
+        for name in ("", *self._names):
+            self._health.report(name, serving=True)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         await self.grpc.stop(self._settings.shutdown_grace_s)
 
 
@@ -218,6 +220,7 @@ def run_service(
     """Logs, telemetry, event loop: the frame of every service's `__main__`."""
     start_logging(service, settings.log_level)
     start_telemetry(service, settings, signature_roots)
+    fault_points.prepare(service, settings.env)
     _calm_collector()
     # The event loop waits this long, by default 5 ms, for a thread that computes: the span exporter's above all.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import pkcs11
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
@@ -53,6 +53,13 @@ class TokenIdentity:
     library: str
 
 
+class TokenKey(NamedTuple):
+    """A key that stays in the token."""
+
+    key_id: bytes  # CKA_ID
+    public_key: bytes  # empty for a secret key
+
+
 @dataclass(frozen=True)
 class KeyHandle:
     """A session object of the token. It dies with its session."""
@@ -78,7 +85,7 @@ class TokenSession:
         self._session: Any = None
         self._session_number = 0
         self._identity: TokenIdentity | None = None
-        self._found: dict[tuple[ObjectClass, str], Any] = {}
+        self._found: dict[tuple[ObjectClass, str, bytes | None], Any] = {}
         self._refused_pin: str | None = None
 
     # The session
@@ -104,14 +111,19 @@ class TokenSession:
 
     # Sealing: AES-256-GCM under a key that never leaves
 
-    def encrypt(self, label: str, plaintext: bytes, associated_data: bytes) -> bytes:
-        """key id (16) ‖ nonce (12) ‖ ciphertext ‖ tag (16), under the AES key `label`, made at its first use.
+    def sealing_key(self, label: str) -> TokenKey:
+        """The AES key `label`, made if there is none; of two processes that ask at once, each may make one."""
+        return self._call(lambda session: TokenKey(bytes(self._aes_key(session, label)[Attribute.ID]), b""))
 
-        The key id names the very key, so that text stays readable when two processes both made the first key.
+    def encrypt(self, label: str, key_id: bytes, plaintext: bytes, associated_data: bytes) -> bytes:
+        """key id (16) ‖ nonce (12) ‖ ciphertext ‖ tag (16), under that AES key.
+
+        Raises:
+            WalletError: KEY_NOT_FOUND if the token lacks the key.
         """
 
         def act(session: Any) -> bytes:
-            key = self._aes_key(session, label)
+            key = self._find(session, ObjectClass.SECRET_KEY, label, key_id)
             nonce = bytes(session.generate_random(NONCE_SIZE * 8))
             sealed = key.encrypt(
                 plaintext,
@@ -136,13 +148,10 @@ class TokenSession:
         )
 
         def act(session: Any) -> bytes:
-            template = {Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.LABEL: label, Attribute.ID: key_id}
-            keys = _search(session, template)
-            if not keys:
-                raise WalletError(Reason.KEY_NOT_FOUND, "the token does not hold the key of this text", label=label)
+            key = self._find(session, ObjectClass.SECRET_KEY, label, key_id)
             try:
                 return bytes(
-                    keys[0].decrypt(
+                    key.decrypt(
                         text,
                         mechanism=Mechanism.AES_GCM,
                         mechanism_param=GCMParams(nonce, associated_data, TAG_BITS),
@@ -249,22 +258,44 @@ class TokenSession:
 
     # Notes: an Ed25519 pair that signs messages
 
-    def ed25519_public_key(self, label: str) -> bytes:
-        """32 bytes (RFC 8032) of the Ed25519 pair `label`, made at its first use."""
+    def note_key(self, label: str) -> TokenKey:
+        """The Ed25519 pair `label`, made if there is none, like `sealing_key`.
 
-        def act(session: Any) -> bytes:
-            key_id = self._ed25519_key(session, label)[Attribute.ID]
-            template = {Attribute.CLASS: ObjectClass.PUBLIC_KEY, Attribute.LABEL: label, Attribute.ID: key_id}
+        The public key has 32 bytes (RFC 8032).
+        """
+
+        def act(session: Any) -> TokenKey:
+            key_id = bytes(self._ed25519_key(session, label)[Attribute.ID])
+            public_key = self._find(session, ObjectClass.PUBLIC_KEY, label, key_id)
             # CKA_EC_POINT is the point in a DER OCTET STRING (SoftHSM) or bare; the point is its last 32 bytes.
-            return bytes(_search(session, template)[0][Attribute.EC_POINT])[-32:]
+            return TokenKey(key_id, bytes(public_key[Attribute.EC_POINT])[-32:])
 
         return self._call(act)
 
-    def sign_ed25519(self, label: str, message: bytes) -> bytes:
-        """The 64-byte Ed25519 signature (RFC 8032, pure) of `message` under the pair `label`."""
-        return self._call(
-            lambda session: bytes(self._ed25519_key(session, label).sign(message, mechanism=Mechanism.EDDSA))
-        )
+    def sign_ed25519(self, label: str, key_id: bytes, message: bytes) -> bytes:
+        """The 64-byte Ed25519 signature (RFC 8032, pure) of `message` under that pair.
+
+        Raises:
+            WalletError: KEY_NOT_FOUND if the token lacks it.
+        """
+
+        def act(session: Any) -> bytes:
+            key = self._find(session, ObjectClass.PRIVATE_KEY, label, key_id)
+            return bytes(key.sign(message, mechanism=Mechanism.EDDSA))
+
+        return self._call(act)
+
+    def holds_pair(self, label: str, key_id: bytes) -> bool:
+        """Whether the token has the private half of that pair."""
+
+        def act(session: Any) -> bool:
+            try:
+                self._find(session, ObjectClass.PRIVATE_KEY, label, key_id)
+            except WalletError:
+                return False
+            return True
+
+        return self._call(act)
 
     def _ed25519_key(self, session: Any, label: str) -> Any:
         def generate() -> Any:
@@ -284,11 +315,20 @@ class TokenSession:
 
     # Inside
 
+    def _find(self, session: Any, object_class: ObjectClass, label: str, key_id: bytes) -> Any:
+        name = (object_class, label, key_id)
+        if name not in self._found:
+            keys = _search(session, {Attribute.CLASS: object_class, Attribute.LABEL: label, Attribute.ID: key_id})
+            if not keys:
+                raise WalletError(Reason.KEY_NOT_FOUND, "the token does not hold this key", label=label)
+            self._found[name] = keys[0]
+        return self._found[name]
+
     def _find_or_make(self, session: Any, object_class: ObjectClass, label: str, make: Callable[[], Any]) -> Any:
-        name = (object_class, label)
+        name = (object_class, label, None)
         if name not in self._found:
             template = {Attribute.CLASS: object_class, Attribute.LABEL: label}
-            # Of several (two processes made the first at once) every process settles on the same one.
+            # Of several, every process settles on the same one.
             present = sorted(_search(session, template), key=lambda key: bytes(key[Attribute.ID]))
             self._found[name] = present[0] if present else make()
         return self._found[name]

@@ -20,9 +20,11 @@ from protos.wallet.v1 import evidence_pb2_grpc
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.core.notes import NoteKey
+from services.evidence.announcing import announce
 from services.evidence.bundles import BundleMaker
 from services.evidence.checkpoint_file import CheckpointFile
 from services.evidence.checkpoints import CheckpointCutter
+from services.evidence.memory import Memory
 from services.evidence.sequencer import Sequencer
 from services.evidence.servicer import EvidenceServicer
 from services.evidence.store import Store
@@ -100,6 +102,20 @@ async def calling(dev_ca: DevCa, port: int, caller: str = "signer") -> AsyncIter
 
 
 @dataclass
+class KeyInMemory:
+    """A checkpoint key that is not in a token."""
+
+    private_key: Ed25519PrivateKey
+    note_key: NoteKey
+
+    async def sign(self, text: bytes) -> bytes:
+        return self.private_key.sign(text)
+
+    async def held(self) -> bool:
+        return True
+
+
+@dataclass
 class RunningLog:
     """A log in this process, over real gRPC and PostgreSQL; its checkpoint key is not in a token."""
 
@@ -129,18 +145,10 @@ class RunningLog:
             clock=lambda: self.clock(),
         )
 
-        async def sign(text: bytes) -> bytes:
-            return self.private_key.sign(text)
-
-        self.checkpoints = CheckpointCutter(
-            self.store,
-            TileReader(self.store),
-            self.sequencer,
-            self.key,
-            sign,
-            CheckpointFile(self.directory / "checkpoint", self.key),
-            self.interval_s,
-        )
+        key, own_tiles = KeyInMemory(self.private_key, self.key), TileReader(self.store)
+        file = CheckpointFile(self.directory / "checkpoint", self.key)
+        self.memory = Memory(self.store, own_tiles, key, file, None)
+        self.checkpoints = CheckpointCutter(self.store, own_tiles, self.sequencer, key, self.memory, self.interval_s)
 
     @property
     def trust(self) -> bytes:
@@ -162,8 +170,9 @@ class RunningLog:
         servicer = EvidenceServicer(self.sequencer, maker, self.checkpoints, self.key, self.writers)
         evidence_pb2_grpc.add_EvidenceServicer_to_server(servicer, server.grpc)
         tasks = [
-            asyncio.create_task(self.sequencer.run(self.checkpoints.compare)),
+            asyncio.create_task(self.sequencer.run(self.memory)),
             asyncio.create_task(self.checkpoints.run()),
+            asyncio.create_task(announce(self.sequencer, server)),
         ]
         try:
             async with server, calling(self.dev_ca, server.port) as self.client:
@@ -188,6 +197,8 @@ class EvidenceProcess:
     port: int
     tiles_port: int
     extra: dict[str, str] = field(default_factory=dict)
+    # Ports of the replicas that it knows.
+    replicas: list[int] = field(default_factory=list)
     process: subprocess.Popen[bytes] = field(init=False)
 
     @property
@@ -198,9 +209,12 @@ class EvidenceProcess:
     def checkpoint_file(self) -> Path:
         return self.directory / "checkpoint"
 
-    def start(self) -> None:
-        environment = {
+    @property
+    def environment(self) -> dict[str, str]:
+        replicas = ",".join(f"127.0.0.1:{port}" for port in self.replicas or [self.port])
+        return {
             "PATH": os.defpath,
+            "WALLET_PEERS": json.dumps({"evidence": f"ipv4:{replicas}"}),
             "OTEL_SDK_DISABLED": "true",
             "WALLET_LISTEN": f"127.0.0.1:{self.port}",
             "WALLET_TILES_LISTEN": f"127.0.0.1:{self.tiles_port}",
@@ -212,9 +226,11 @@ class EvidenceProcess:
             **self.database,
             **self.extra,
         }
+
+    def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "services.evidence"], env=environment, stdout=log, stderr=log
+                [sys.executable, "-m", "services.evidence"], env=self.environment, stdout=log, stderr=log
             )
 
     async def ended(self, timeout_s: float = 10) -> int:

@@ -8,6 +8,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -42,16 +44,18 @@ def evidence(
     )
 
 
-def standby_of(evidence: EvidenceProcess, dependencies: Any) -> EvidenceProcess:
-    """A second replica over the same database, token and checkpoint file."""
-    return EvidenceProcess(
+def standby_of(evidence: EvidenceProcess, dependencies: Any, directory: Path | None = None) -> EvidenceProcess:
+    """A second replica over the same database, token and, unless it has a directory of its own, checkpoint file."""
+    standby = EvidenceProcess(
         evidence.database,
         evidence.dev_ca,
         evidence.token,
-        evidence.directory,
+        directory or evidence.directory,
         dependencies.ports.free(),
         dependencies.ports.free(),
     )
+    evidence.replicas = standby.replicas = [evidence.port, standby.port]
+    return standby
 
 
 async def append_until_stopped(client: Client, number: int, acknowledged: dict[str, int]) -> None:
@@ -219,6 +223,113 @@ async def test_commits_lost_or_rewritten_outside_the_file_stop_appends(
         assert (await client.append(entry("key:new"))).index == 300
 
 
+async def kept(process: EvidenceProcess, tree_size: int) -> None:
+    """Return when the replica's own checkpoint file is of so many entries."""
+    file = process.checkpoint_file
+    async with asyncio.timeout(15):
+        while not file.exists() or file.read_text().split("\n")[1] != str(tree_size):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.02)
+
+
+async def test_a_standby_with_a_file_of_its_own_keeps_it_and_takes_over(
+    evidence: EvidenceProcess, dependencies: Any, tmp_path: Path
+) -> None:
+    standby = standby_of(evidence, dependencies, tmp_path / "standby")
+    standby.directory.mkdir()
+    async with evidence.running() as client, standby.running(appending=False) as other:
+        await client.append(entry("key:a"))
+        await kept(standby, 1)
+        await client.append(entry("key:b"))
+        await kept(standby, 2)
+        assert standby.checkpoint_file.read_bytes() == evidence.checkpoint_file.read_bytes()
+        evidence.process.kill()
+        await other.until(lambda status: status.appending)
+        assert (await other.append(entry("key:c"))).index == 2
+        await kept(standby, 3)
+        # And back: what was the holder has missed a checkpoint, and follows.
+        await evidence.ended()
+        evidence.start()
+        await kept(evidence, 3)
+        standby.process.kill()
+        await client.until(lambda status: status.appending)
+        assert (await client.append(entry("key:d"))).index == 3
+
+
+async def test_a_replica_without_a_past_learns_it_from_the_holder_and_from_nobody_else(
+    evidence: EvidenceProcess, dependencies: Any, tmp_path: Path
+) -> None:
+    async with evidence.running() as client:
+        await client.append(entry("key:a"))
+        await client.until(lambda status: status.checkpoint_size == 1)
+    new = standby_of(evidence, dependencies, tmp_path / "new")
+    new.directory.mkdir()
+    # Nobody holds the log. The database may be a restored one: it alone is not believed.
+    async with new.running(appending=False) as other:
+        await other.until(lambda status: "checkpoint file checkpoint is missing" in " ".join(status.missing))
+        await other.until(lambda status: status.checkpoint_size == 1)
+        with pytest.raises(WalletError) as refused:
+            await other.append(entry("key:b"))
+        assert refused.value.reason is Reason.EVIDENCE_UNAVAILABLE
+        assert not new.checkpoint_file.exists()
+        # One that has a past is back. The log does not grow meanwhile.
+        async with evidence.running():
+            await kept(new, 1)
+        await other.until(lambda status: status.appending)
+        assert (await other.append(entry("key:b"))).index == 1
+
+
+async def test_a_holder_that_refuses_the_log_teaches_nobody(
+    evidence: EvidenceProcess, dependencies: Any, service_database: Callable[[str], Any], tmp_path: Path
+) -> None:
+    async with evidence.running() as client:
+        await client.append_all(*(entry(f"key:{number}") for number in range(300)))
+        await client.until(lambda status: status.checkpoint_size == 300)
+    kept_file = evidence.checkpoint_file.read_bytes()
+    # A restored backup, with fewer entries, and a checkpoint of its own.
+    evidence.database = service_database("evidence").environment
+    evidence.checkpoint_file.unlink()
+    async with evidence.running() as client:
+        await client.append(entry("key:0"))
+        await client.until(lambda status: status.checkpoint_size == 1)
+    evidence.checkpoint_file.write_bytes(kept_file)
+    new = standby_of(evidence, dependencies, tmp_path / "new")
+    new.directory.mkdir()
+    async with evidence.running(appending=False) as client:
+        await client.until(lambda status: "commits were lost" in " ".join(status.missing))
+        async with new.running(appending=False) as other:
+            # It has looked several times.
+            await other.until(lambda status: status.checkpoint_size == 1)
+            await asyncio.sleep(1)
+            assert not new.checkpoint_file.exists()
+            evidence.process.kill()
+            status = await other.until(lambda status: "is missing" in " ".join(status.missing))
+            assert not status.appending
+
+
+async def test_an_operator_lets_a_replica_without_a_past_go_on(
+    evidence: EvidenceProcess, dependencies: Any, tmp_path: Path
+) -> None:
+    async with evidence.running() as client:
+        await client.append(entry("key:a"))
+        await client.until(lambda status: status.checkpoint_size == 1)
+        root_hash = (await client.checkpoint()).root_hash
+    evidence.checkpoint_file.unlink()
+
+    async def adopt() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "services.evidence", "adopt"]
+        return await asyncio.to_thread(
+            subprocess.run, command, env=evidence.environment, capture_output=True, text=True
+        )
+
+    adopted = await adopt()
+    assert (adopted.returncode, adopted.stdout) == (0, f"adopted: 1 entries, root hash {root_hash.hex()}\n")
+    again = await adopt()
+    assert again.returncode != 0
+    assert "there is a checkpoint file" in again.stderr
+    async with evidence.running() as client:
+        assert (await client.append(entry("key:b"))).index == 1
+
+
 async def test_another_token_key_is_noticed_and_a_wrong_pin_ends_the_process(
     evidence: EvidenceProcess, softhsm_token: Callable[[str], Any], tmp_path: Path
 ) -> None:
@@ -229,7 +340,9 @@ async def test_another_token_key_is_noticed_and_a_wrong_pin_ends_the_process(
     shutil.rmtree(tmp_path / "tokens")
     evidence.token = softhsm_token("evidence")
     async with evidence.running(appending=False) as client:
-        await client.until(lambda status: "not signed by this token's key" in " ".join(status.missing))
+        await client.until(lambda status: "the token does not hold the key" in " ".join(status.missing))
+        # It reads, and leaves the log to a replica with the key.
+        assert (await client.checkpoint()).tree_size == 1
     assert token.pin_file.exists()
     evidence.token.pin_file.write_text("000000000\n")
     evidence.log.unlink()

@@ -33,6 +33,7 @@ from services.core.paths import AccountPath, Algorithm
 from services.core.recovery import decrypt_recovery
 from services.keys.journal import account_link, transport_link, wallet_link
 from services.runtime.channel import PeerChannel, as_channel
+from services.runtime.evidence_log import APPENDING
 from services.runtime.mtls import channel_credentials
 from services.runtime.server import GrpcServer
 from services.runtime.settings import ServiceSettings, TokenSettings
@@ -137,6 +138,7 @@ async def keys(
         [evidence_pb2.DESCRIPTOR.services_by_name["Evidence"].full_name],
     )
     evidence_pb2_grpc.add_EvidenceServicer_to_server(evidence, server.grpc)
+    server.report(APPENDING, serving=True)
     database = service_database("keys")
     environment = {
         "PATH": os.defpath,
@@ -364,7 +366,7 @@ async def test_a_wrong_pin_is_named_and_mended_without_a_restart(keys: Keys) -> 
     for _ in range(2):
         with _refusal(Reason.TOKEN_PIN_INCORRECT):
             await keys.create_wallet()
-    assert "the token cannot be opened" in keys.log.read_text()
+    assert "no seed can be sealed" in keys.log.read_text()
     status = await keys.stub("gateway").GetKeysStatus(keys_pb2.GetKeysStatusRequest(), timeout=20)
     assert not status.token_ready
     assert "PIN" in status.missing[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 
@@ -107,6 +108,43 @@ async def test_pool_of_five_that_stays_busy_is_unavailable(database: Database) -
     await asyncio.gather(*busy)
     assert raised.value.reason is Reason.DATABASE_UNAVAILABLE
     assert await ask(database) == 1
+
+
+async def test_statements_of_the_driver_and_transactions_share_five_connections(database: Database) -> None:
+    async def backend() -> int:
+        # All at once: each takes a connection of its own.
+        return int(await database.value("SELECT pg_backend_pid() FROM pg_sleep(0.05)"))
+
+    backends = await asyncio.gather(*(backend() for _ in range(12)))
+    assert len(set(backends)) == 5
+    # The five are idle now, and kept; five transactions at once get them all the same, among waiting statements.
+    both = await asyncio.gather(*(ask(database) for _ in range(5)), *(backend() for _ in range(5)))
+    assert both[:5] == [1] * 5
+    assert set(both[5:]) <= set(backends)
+
+
+async def test_a_kept_connection_that_the_server_ended_is_replaced_unnoticed(
+    stoppable: OwnPostgres, database: Database
+) -> None:
+    await asyncio.gather(*(database.value("SELECT 1 FROM pg_sleep(0.05)") for _ in range(5)))
+    await asyncio.to_thread(stoppable.stop)
+    await asyncio.to_thread(stoppable.start)
+    assert await asyncio.gather(*(database.value("SELECT 1") for _ in range(5))) == [1] * 5
+
+
+async def test_a_statement_that_was_given_up_leaves_no_connection_behind_that_is_busy(database: Database) -> None:
+    for _ in range(6):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(database.rows("SELECT pg_sleep(30)"), 0.05)
+    assert await asyncio.gather(*(database.value("SELECT 1") for _ in range(5))) == [1] * 5
+
+
+async def test_a_statement_that_the_server_refuses_is_an_error_of_its_own(database: Database) -> None:
+    for _ in range(6):
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await database.rows("SELECT 1 FROM nowhere")
+    assert await database.value("SELECT 1") == 1
+    assert await database.value("SELECT 1 WHERE false") is None
 
 
 async def test_migrating_twice_and_at_once_changes_nothing(migrated: ServiceDatabase) -> None:

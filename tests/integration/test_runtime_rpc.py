@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -29,6 +28,7 @@ from services.runtime.mtls import channel_credentials
 from services.runtime.server import GrpcServer
 from services.runtime.settings import ServiceSettings
 from services.runtime.telemetry import format_traceparent
+from tests.fakes.recorded_spans import spans_of_this_process
 from tools.stack.authority import Authority
 
 CALL = "/test.v1.Echo/Call"
@@ -36,7 +36,6 @@ WATCH = "/test.v1.Echo/Watch"
 COUNT = "/test.v1.Echo/Count"
 CHAT = "/test.v1.Echo/Chat"
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
-_exporter = InMemorySpanExporter()
 
 
 @dataclass
@@ -63,18 +62,8 @@ def suite(tmp_path: Path) -> Suite:
 
 
 @pytest.fixture
-def spans() -> Iterator[InMemorySpanExporter]:
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
-        trace.set_tracer_provider(provider)
-    processor = SimpleSpanProcessor(_exporter)
-    provider.add_span_processor(processor)
-    _exporter.clear()
-    yield _exporter
-    # The provider is the process's; only our processor leaves it.
-    active = provider._active_span_processor
-    active._span_processors = tuple(one for one in active._span_processors if one is not processor)
+def spans() -> InMemorySpanExporter:
+    return spans_of_this_process()
 
 
 async def finished(spans: InMemorySpanExporter, kind: SpanKind, count: int = 1) -> list[ReadableSpan]:
@@ -452,7 +441,7 @@ async def test_health_is_open_to_every_certificate_of_the_suite(suite: Suite) ->
         for name in ("", "test.v1.Echo"):
             reply = await stub.Check(health_pb2.HealthCheckRequest(service=name))
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
-        await server.set_serving(False)
+        server.report("", serving=False)
         reply = await stub.Check(health_pb2.HealthCheckRequest(service=""))
         assert reply.status == health_pb2.HealthCheckResponse.NOT_SERVING
         await peer.close()

@@ -25,6 +25,7 @@ from services.core.digests import Digest
 from services.core.errors import Reason, WalletError
 from services.runtime.settings import TokenSettings
 from services.runtime.token import TokenSession
+from tests.integration.dependencies import ServiceDatabase
 from tools.stack.tokens import Token
 
 DIGEST = Digest(bytes(range(32)))
@@ -66,7 +67,8 @@ def test_random_has_the_size_asked_for_and_never_repeats(session: TokenSession) 
 
 def test_sealed_text_opens_after_a_restart_only_under_its_associated_data(settings: TokenSettings) -> None:
     first = TokenSession(settings)
-    sealed = first.encrypt("seeds", b"a secret", b"wallet-1")
+    key_id = first.sealing_key("seeds").key_id
+    sealed = first.encrypt("seeds", key_id, b"a secret", b"wallet-1")
     first.close()
     second = TokenSession(settings)
     try:
@@ -85,38 +87,59 @@ def test_text_of_another_token_is_key_not_found(session: TokenSession) -> None:
     with pytest.raises(WalletError) as caught:
         session.decrypt("seeds", bytes(16 + 12 + 24), b"")
     assert caught.value.reason is Reason.KEY_NOT_FOUND
+    with pytest.raises(WalletError) as caught:
+        session.encrypt("seeds", bytes(16), b"x", b"")
+    assert caught.value.reason is Reason.KEY_NOT_FOUND
 
 
-def test_two_processes_that_make_the_first_key_at_once_read_each_other(settings: TokenSettings) -> None:
+@pytest.mark.parametrize(("service", "act"), [("keys", "sealing_key"), ("evidence", "note_key")])
+def test_two_processes_that_need_the_first_key_at_once_use_the_same_one(
+    settings: TokenSettings, service_database: Callable[[str], ServiceDatabase], service: str, act: str
+) -> None:
     code = (
-        "import os,sys\nfrom services.runtime.settings import TokenSettings\n"
+        "import asyncio, sys\n"
+        "from services.runtime.db import Database\n"
+        "from services.runtime.settings import DatabaseSettings, TokenSettings\n"
         "from services.runtime.token import TokenSession\n"
-        "s = TokenSession(TokenSettings())\ns.open()\nprint(flush=True)\nsys.stdin.readline()\n"
-        "print(s.encrypt('seeds', b'x', b'').hex())\n"
+        "from services.runtime.token_keys import settled_key\n"
+        "token = TokenSession(TokenSettings())\n"
+        "token.open()\n"
+        "async def main():\n"
+        "    database = Database(DatabaseSettings())\n"
+        "    async with database.begin():\n"
+        "        print(flush=True)\n"
+        "        sys.stdin.readline()\n"
+        f"    key = await settled_key(database, 'label', lambda: asyncio.to_thread(token.{act}, 'label'))\n"
+        "    print(key.key_id.hex(), key.public_key.hex())\n"
+        "    await database.close()\n"
+        "asyncio.run(main())\n"
     )
-    environment = os.environ | {
-        "WALLET_TOKEN_LABEL": "keys",
-        "WALLET_TOKEN_PIN_FILE": str(settings.token_pin_file),
-    }
-    makers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for _ in range(2)
-    ]
-    for maker in makers:
-        assert maker.stdout
-        maker.stdout.readline()
-    for maker in makers:
-        assert maker.stdin
-        maker.stdin.write("\n")
-        maker.stdin.flush()
-    sealed = [maker.communicate(timeout=30)[0].strip() for maker in makers]
-    reader = TokenSession(settings)
+    environment = os.environ | service_database(service).environment
+    environment |= {"WALLET_TOKEN_LABEL": "keys", "WALLET_TOKEN_PIN_FILE": str(settings.token_pin_file)}
+
+    def opened() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code]
+        user = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        assert user.stdout
+        user.stdout.readline()
+        return user
+
+    # One after the other: who looks while another logs in to a SoftHSM directory finds no token.
+    users = [opened() for _ in range(2)]
+    for user in users:
+        assert user.stdin
+        user.stdin.write("\n")
+        user.stdin.flush()
+    first, second = (user.communicate(timeout=30)[0] for user in users)
+    assert first == second != ""
+    session = TokenSession(settings)
     try:
-        assert [reader.decrypt("seeds", bytes.fromhex(text), b"") for text in sealed] == [b"x", b"x"]
+        # Neither made another one and left it lying.
+        assert getattr(session, act)("label").key_id.hex() == first.split()[0]
+        objects = session._call(lambda opened: list(opened.get_objects({Attribute.LABEL: "label"})))
+        assert {bytes(key[Attribute.ID]).hex() for key in objects} == {first.split()[0]}
     finally:
-        reader.close()
+        session.close()
 
 
 def test_an_unwrapped_leaf_signs_and_cannot_be_read(session: TokenSession) -> None:
@@ -158,15 +181,22 @@ def test_the_transport_pair_outlives_the_process(settings: TokenSettings) -> Non
 
 
 def test_ed25519_signatures_verify_under_the_public_key(session: TokenSession) -> None:
-    public_key = session.ed25519_public_key("checkpoints")
-    Ed25519PublicKey.from_public_bytes(public_key).verify(session.sign_ed25519("checkpoints", b"note"), b"note")
-    assert session.ed25519_public_key("checkpoints") == public_key
+    key = session.note_key("checkpoints")
+    signature = session.sign_ed25519("checkpoints", key.key_id, b"note")
+    Ed25519PublicKey.from_public_bytes(key.public_key).verify(signature, b"note")
+    assert session.note_key("checkpoints") == key
+    assert session.holds_pair("checkpoints", key.key_id)
+    another = bytes(16)
+    assert not session.holds_pair("checkpoints", another)
+    with pytest.raises(WalletError) as caught:
+        session.sign_ed25519("checkpoints", another, b"note")
+    assert caught.value.reason is Reason.KEY_NOT_FOUND
 
 
 def test_a_lost_session_comes_back_and_its_handles_do_not(session: TokenSession) -> None:
     private_key = ec.generate_private_key(ec.SECP256K1())
     wrapped = _wrap(private_key, session.transport_public_key("transport"))
-    sealed = session.encrypt("seeds", b"x", b"")
+    sealed = session.encrypt("seeds", session.sealing_key("seeds").key_id, b"x", b"")
     handle = session.unwrap_leaf("transport", *wrapped)
     # What an operator's reset of the token does to us.
     session._session.close()

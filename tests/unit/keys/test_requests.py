@@ -28,6 +28,7 @@ PATH = AccountPath(Algorithm.ECDSA_SECP256K1, 0, 0, 0)
         ("wallet_id", "a" * 65),
         ("wallet_id", "a b"),
         ("name", "n" * 129),
+        ("name", "a\0b"),
         ("strength_bits", 129),
         ("recovery_recipient", b"short"),
     ],
