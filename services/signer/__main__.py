@@ -8,6 +8,7 @@ from protos.wallet.v1.evidence_pb2_grpc import EvidenceStub
 from protos.wallet.v1.keys_pb2_grpc import KeysStub
 from services.runtime.channel import PeerChannel, as_channel
 from services.runtime.db import Database
+from services.runtime.evidence_log import APPENDING
 from services.runtime.migrations import migrate
 from services.runtime.server import GrpcServer, run_service, wait_for_stop
 from services.runtime.settings import DatabaseSettings
@@ -20,16 +21,17 @@ SERVICE = "signer"
 
 async def serve(settings: SignerSettings) -> None:
     database = Database(settings)
-    evidence, keys = PeerChannel("evidence", settings), PeerChannel("keys", settings)
+    appending, reading = PeerChannel("evidence", settings, APPENDING), PeerChannel("evidence", settings)
+    keys = PeerChannel("keys", settings)
     try:
-        stubs = EvidenceStub(as_channel(evidence)), KeysStub(as_channel(keys))
+        stubs = EvidenceStub(as_channel(appending)), EvidenceStub(as_channel(reading)), KeysStub(as_channel(keys))
         async with SignerService(settings, database, *stubs) as service:
             server = GrpcServer(SERVICE, settings, ["wallet.v1.Signer"])
             signer_pb2_grpc.add_SignerServicer_to_server(service.servicer, server.grpc)
             async with server:
                 await wait_for_stop()
     finally:
-        await asyncio.gather(evidence.close(), keys.close(), database.close())
+        await asyncio.gather(appending.close(), reading.close(), keys.close(), database.close())
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from services.core.addresses import Address
 from services.core.amounts import format_chain_id
-from services.core.canonical import canonical_json, format_time
+from services.core.canonical import canonical_json, format_time, to_hex
 from services.core.digests import Digest, Signature
 from services.core.errors import Reason, WalletError
 from services.core.transactions import UnsignedTransaction
@@ -23,6 +23,17 @@ from services.signer.policy import Decision, Policy
 ALGORITHM = "ecdsa_secp256k1"
 
 
+class ClientSignature(NamedTuple):
+    """The client's own signature of its request (RFC 9421), as gateway verified it."""
+
+    algorithm: str
+    content_sha256: bytes
+    key_fingerprint: str
+    public_key: bytes
+    signature: bytes
+    signature_base: bytes
+
+
 class Requester(NamedTuple):
     """Who asked. Personal data: it goes into evidence bodies and nowhere else."""
 
@@ -30,6 +41,7 @@ class Requester(NamedTuple):
     source_ip: str | None
     client_fingerprint: str | None
     requested_at: datetime
+    client_signature: ClientSignature | None = None
 
 
 class Intended(NamedTuple):
@@ -42,20 +54,22 @@ class Intended(NamedTuple):
     key_id: str
     key_version: int
     requester: Requester
+    supersedes: str | None = None  # of a superseding link: whose nonce it spends, empty where nobody's
 
 
-def intent_body(intended: Intended, policy: Policy, decision: Decision) -> bytes:
-    """Canonical JSON."""
+def intent_body(intended: Intended, policy: Policy, decision: Decision, approvals: tuple[bytes, ...] = ()) -> bytes:
+    """Canonical JSON. `approvals` are the leaf hashes of those that counted."""
     tx, requester = intended.tx, intended.requester
     chain_id, sender = format_chain_id(tx.chain_id), intended.sender.hex()
     receiver = f'"0x{tx.to.hex()}"' if tx.to is not None else "null"
+    supersedes = "" if intended.supersedes is None else f'"supersedes":{_text(intended.supersedes or None)},'
     return (
         f'{{"account":"{chain_id}:0x{sender}","actor":{_text(requester.actor)},"chain_id":"{chain_id}",'
-        f'"client_fingerprint":{_text(requester.client_fingerprint)},"data":"0x{tx.data.hex()}","from":"0x{sender}",'
+        f'"client_fingerprint":{_text(requester.client_fingerprint)},{_signed(requester.client_signature)}"data":"0x{tx.data.hex()}","from":"0x{sender}",'
         f'"key_id":{_text(intended.key_id)},"key_version":{intended.key_version},'
-        f'"policy":{_policy(policy.version, policy.sha256, decision)},'
+        f'"policy":{_policy(policy.version, policy.sha256, decision, approvals)},'
         f'"requested_at":"{format_time(requester.requested_at)}","signing_digest":"0x{intended.digest.hex()}",'
-        f'"source_ip":{_text(requester.source_ip)},"to":{receiver},'
+        f'"source_ip":{_text(requester.source_ip)},{supersedes}"to":{receiver},'
         f'"tx_sign_hash":"0x{sha256(intended.unsigned_tx).hexdigest()}",'
         f'"unsigned_tx":"0x{intended.unsigned_tx.hex()}","value_wei":"{tx.value_wei}"}}'
     ).encode()
@@ -94,6 +108,18 @@ def failure_status(error: WalletError) -> str:
     return "timeout" if error.reason is Reason.TOKEN_TIMEOUT else "failed"
 
 
+def _signed(signature: ClientSignature | None) -> str:
+    """The member `client_signature`, or nothing."""
+    if signature is None:
+        return ""
+    return (
+        f'"client_signature":{{"algorithm":{_text(signature.algorithm)},'
+        f'"content_sha256":"0x{signature.content_sha256.hex()}","key_fingerprint":{_text(signature.key_fingerprint)},'
+        f'"public_key":"0x{signature.public_key.hex()}","signature":"0x{signature.signature.hex()}",'
+        f'"signature_base":"0x{signature.signature_base.hex()}"}},'
+    )
+
+
 def _token(token: TokenIdentity) -> dict[str, str]:
     return {"label": token.label, "serial": token.serial, "library": token.library}
 
@@ -110,15 +136,16 @@ def _text(value: str | None) -> str:
 
 
 @lru_cache(maxsize=1_024)
-def _policy(version: int, document_sha256: bytes, decision: Decision) -> str:
-    return _json(
-        {
-            "version": version,
-            "sha256": f"0x{document_sha256.hex()}",
-            "decision": decision.word,
-            "rules": decision.rules,
-        }
-    )
+def _policy(version: int, document_sha256: bytes, decision: Decision, approvals: tuple[bytes, ...]) -> str:
+    members: dict[str, Any] = {
+        "version": version,
+        "sha256": to_hex(document_sha256),
+        "decision": decision.word,
+        "rules": decision.rules,
+    }
+    if approvals:
+        members["approvals"] = [to_hex(one) for one in approvals]
+    return _json(members)
 
 
 @lru_cache(maxsize=16)

@@ -22,12 +22,11 @@ class Denied(NamedTuple):
 
 
 class Denials:
-    def __init__(self, policy: Policy, store: Store, evidence: EvidenceLog) -> None:
-        self._policy = policy
+    def __init__(self, store: Store, evidence: EvidenceLog) -> None:
         self._store = store
         self._evidence = evidence
 
-    async def record(self, denied: Sequence[Denied]) -> list[int | WalletError]:
+    async def record(self, denied: Sequence[Denied], policy: Policy) -> list[int | WalletError]:
         """The index of each denied intent, in order; or why the log refused it.
 
         The first denial of a link is the one that counts: a later one, with another nonce perhaps, answers the first.
@@ -39,9 +38,9 @@ class Denials:
                 Denial(
                     one.link_id,
                     one.intended.digest,
-                    self._policy.version,
+                    policy.version,
                     rule_text(one.decision.rules),
-                    intent_body(one.intended, self._policy, one.decision),
+                    intent_body(one.intended, policy, one.decision),
                 )
                 for one in denied
             ]
@@ -49,6 +48,10 @@ class Denials:
         known: dict[str, int | WalletError] = {
             row.link_id: row.intent_index for row in stored.values() if row.intent_index is not None
         }
+        for one in denied:
+            if one.link_id not in stored:
+                # Decided before, by another call: what that has begun goes on.
+                known[one.link_id] = WalletError(Reason.NONCE_CONFLICT, "the link is registered already")
         waiting = [one for one in denied if one.link_id not in known]
         if waiting:
             outcomes = await self._evidence.append([_entry(one, stored[one.link_id]) for one in waiting])

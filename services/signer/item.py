@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +18,7 @@ from services.runtime.transfer_span import TransferSpan
 from services.signer.bodies import Intended, Requester
 from services.signer.leaves import Leaf
 from services.signer.policy import Decision
+from services.signer.replacing import check_superseding
 from services.signer.store import NonceKey, Registered
 
 _UNDECIDED: Final = Decision(False, ())
@@ -30,6 +32,7 @@ class SigningRequest(NamedTuple):
     key_version: int
     requester: Requester
     traceparent: str
+    supersedes: str | None = None  # of a superseding link; empty for a nonce that was given back
 
 
 class SignedTransaction(NamedTuple):
@@ -51,6 +54,9 @@ class Item:
     decision: Decision = _UNDECIDED
     leaf: Leaf | None = None
     leaf_error: WalletError | None = None
+    approvals: tuple[bytes, ...] = ()  # leaf hashes of those that count
+    held_back: WalletError | None = None  # why it is not entered where it has no row yet
+    attempt: int = 1
     error: WalletError | None = None
     intent_body: bytes = b""
     intent_index: int | None = None
@@ -80,18 +86,44 @@ class Item:
         self.raw_tx, self.tx_hash = from_hex(stored["raw_tx"]), from_hex(stored["tx_hash"])
 
 
-def take_row(item: Item, row: Registered) -> None:
-    if row.voided:
-        item.error = WalletError(Reason.LINK_VOIDED, Reason.LINK_VOIDED.meaning)
-    elif row.unsigned_tx != item.request.unsigned_tx or row.key != item.key:
-        item.error = WalletError(
-            Reason.ALREADY_EXISTS, "the link is registered for another transaction", field="unsigned_tx"
-        )
-    else:
-        item.intent_body, item.intent_index = row.intent_body or b"", row.intent_index
-        item.unsigned_before = row.signature_body is None
-        if row.signature_body is not None:
-            item.use_signature(row.signature_body)
+def take_rows(item: Item, rows: Sequence[Registered]) -> Registered | None:
+    """Take the row of the item's transaction among its link's; else the last row, for the item may be its fee bump.
+
+    An item that is neither drops out.
+    """
+    first, last = rows[0], rows[-1]
+    row = next((one for one in rows if one.unsigned_tx == item.request.unsigned_tx and one.key == item.key), None)
+    try:
+        if first.voided:
+            raise WalletError(Reason.LINK_VOIDED, Reason.LINK_VOIDED.meaning)
+        _check_supersedes(item, first)
+        if (row is None or row.signature_body is None) and first.superseded_by is not None:
+            raise WalletError(Reason.SUPERSEDED, Reason.SUPERSEDED.meaning)
+        if row is None and (last.signature_body is None or last.key != item.key):
+            raise WalletError(
+                Reason.ALREADY_EXISTS, "the link is registered for another transaction", field="unsigned_tx"
+            )
+    except WalletError as error:
+        item.error = error
+        return None
+    if row is None:
+        return last
+    item.attempt = row.attempt
+    item.intent_body, item.intent_index = row.intent_body or b"", row.intent_index
+    item.unsigned_before = row.signature_body is None
+    if row.signature_body is not None:
+        item.use_signature(row.signature_body)
+    return None
+
+
+def _check_supersedes(item: Item, first: Registered) -> None:
+    asked = item.request.supersedes
+    if asked is not None and asked != first.supersedes:
+        raise WalletError(Reason.ALREADY_EXISTS, "the link is registered for something else", field="supersedes")
+    if first.supersedes is not None:
+        # Whatever the row says, it is not a way to a second transaction.
+        check_superseding(item.intended.tx, item.request.from_address)
+        item.intended = item.intended._replace(supersedes=first.supersedes)
 
 
 def is_allowed_intent(item: Item, stored_body: bytes) -> bool:

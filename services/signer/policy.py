@@ -1,42 +1,26 @@
-"""The signing policy: a YAML document, strictly read, and its decision about one transaction. Pure.
+"""A version of the signing policy, and its decision about one transaction. Pure.
 
 What nothing allows is denied. A decision names the rules that made it: all that allowed, or the first that denied.
+`policy_document` reads one; docs/POLICY.md says what it means.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import Any, Final, NamedTuple, TypeVar
+from datetime import datetime
+from typing import NamedTuple, TypeVar
 
-import yaml
-
-from services.core.addresses import Address, parse_address
-from services.core.amounts import format_chain_id, parse_chain_id, parse_wei
-from services.core.digests import keccak256
-from services.core.errors import Reason, WalletError, refuse
+from services.core.addresses import Address
+from services.core.amounts import format_account, format_chain_id
+from services.signer.rules import ApprovalRule, Asset, AssetRule, Lists, Rules, Window, is_open
+from services.signer.token_calls import TokenCall, read_token_call
 
 T = TypeVar("T")
 
-MAX_DOCUMENT_BYTES = 1 << 20
-MAX_VERSION = 2**31 - 1
-MAX_NAME = 128
-_ANY: Final = "any"
-_SELECTOR = re.compile(r"0x[0-9a-fA-F]{8}")
-_FUNCTION = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*\([A-Za-z0-9_,()\[\]]*\)")
-
-# ERC-20, EIP-20 "Methods": call data whose receiver or spender is an argument (its place in 32-byte words).
-_ARGUMENT_OF_RECEIVER = {
-    bytes.fromhex("a9059cbb"): 0,  # transfer(address,uint256)
-    bytes.fromhex("095ea7b3"): 0,  # approve(address,uint256)
-    bytes.fromhex("23b872dd"): 1,  # transferFrom(address,address,uint256)
-}
-
 
 class Terms(NamedTuple):
-    """What a policy looks at."""
+    """What a policy looks at, beside who sends it."""
 
     chain_id: int
     to: Address | None  # None creates a contract
@@ -44,9 +28,20 @@ class Terms(NamedTuple):
     data: bytes
 
 
+class Count(NamedTuple):
+    """What an allowed transaction adds to its account's velocity."""
+
+    asset: Asset
+    amount: int
+    path: str
+    windows: tuple[Window, ...]
+
+
 class Decision(NamedTuple):
     allowed: bool
     rules: tuple[str, ...]
+    approval: ApprovalRule | None = None  # allowed once these have approved
+    counted: Count | None = None  # allowed if it passes these windows
 
     @property
     def word(self) -> str:
@@ -54,217 +49,200 @@ class Decision(NamedTuple):
         return "allow" if self.allowed else "deny"
 
 
+class _Call(NamedTuple):
+    """One decision's facts."""
+
+    terms: Terms
+    own: Rules | None  # the account's
+    token_call: TokenCall | None
+    asset: Asset  # that the amount is of: a token with a rule, else the coin
+    amount: int
+    asset_rule: AssetRule | None
+    clocks: Sequence[datetime]
+    fee_wei: int | None
+
+
+class _Denied(Exception):
+    """The first rule that denies ends the decision."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """One version of the policy. An allow set of None means "any"."""
-
     version: int
     name: str
     document: bytes
     sha256: bytes  # of the document
     chains: frozenset[int]
-    allowed_destinations: frozenset[Address] | None
-    denied_destinations: frozenset[Address]
     limit_wei: int | None  # per transfer, for chains without a limit of their own
     limits_by_chain_wei: dict[int, int]
-    allowed_selectors: frozenset[bytes] | None
-    denied_selectors: frozenset[bytes]
-    contract_creation: bool
+    fee_wei: int | None  # the most that a transaction may pay for gas
+    general: Rules
+    accounts: dict[tuple[int, Address], Rules]  # by chain and address
 
-    def decide(self, terms: Terms) -> Decision:
-        """Every rule that applies must allow; the first one that does not is the answer."""
-        allowed: list[str] = []
-        for rule in (self._chain, self._limit, self._destination, self._call):
-            allows, texts = rule(terms)
-            if not allows:
-                return Decision(False, texts)
-            allowed.extend(texts)
-        return Decision(True, tuple(allowed))
+    @property
+    def reads_clock(self) -> bool:
+        """Whether the hour may matter."""
+        return self.general.hours is not None or any(one.hours is not None for one in self.accounts.values())
 
-    def _chain(self, terms: Terms) -> tuple[bool, tuple[str, ...]]:
-        chain = format_chain_id(terms.chain_id)
-        if terms.chain_id in self.chains:
-            return True, (f"chains.allow: {chain}",)
-        return False, (f"chains.allow: {chain} is not listed",)
+    def account_names(self) -> list[str]:
+        """CAIP-10, of the accounts that have rules of their own."""
+        return sorted(format_account(*account) for account in self.accounts)
 
-    def _limit(self, terms: Terms) -> tuple[bool, tuple[str, ...]]:
-        limit_wei = self.limits_by_chain_wei.get(terms.chain_id)
-        name = f"limits.per_chain_wei.{format_chain_id(terms.chain_id)}"
-        if limit_wei is None:
-            limit_wei, name = self.limit_wei, "limits.per_transfer_wei"
-        if limit_wei is None:
-            return False, (f"{name}: there is no limit, so no value is allowed",)
-        if terms.value_wei > limit_wei:
-            return False, (f"{name}: {terms.value_wei} is above {limit_wei}",)
-        return True, (f"{name}: at most {limit_wei}",)
+    def decide(self, terms: Terms, sender: Address, clocks: Sequence[datetime], fee_wei: int | None = None) -> Decision:
+        """Every rule that applies must allow; the first one that does not is the answer.
 
-    def _destination(self, terms: Terms) -> tuple[bool, tuple[str, ...]]:
-        if terms.to is None:
-            if self.contract_creation:
-                return True, ("contract_creation: allow",)
-            return False, ("contract_creation: deny",)
-        for address in (terms.to, _token_receiver(terms.data)):
-            if address in self.denied_destinations:
-                return False, (f"destinations.deny: 0x{address.hex()}",)
-        if self.allowed_destinations is None:
-            return True, ("destinations.allow: any",)
-        if terms.to in self.allowed_destinations:
-            return True, (f"destinations.allow: 0x{terms.to.hex()}",)
-        return False, (f"destinations.allow: 0x{terms.to.hex()} is not listed",)
-
-    def _call(self, terms: Terms) -> tuple[bool, tuple[str, ...]]:
-        if terms.to is None or not terms.data:
-            return True, ()
-        selector = terms.data[:4]
-        if selector in self.denied_selectors:
-            return False, (f"selectors.deny: 0x{selector.hex()}",)
-        if self.allowed_selectors is None:
-            return True, ("selectors.allow: any",)
-        if selector in self.allowed_selectors:
-            return True, (f"selectors.allow: 0x{selector.hex()}",)
-        return False, (f"selectors.allow: 0x{selector.hex()} is not listed",)
-
-
-def _token_receiver(data: bytes) -> Address | None:
-    """Who an ERC-20 call pays or empowers: a denied address is denied tokens too."""
-    place = _ARGUMENT_OF_RECEIVER.get(data[:4])
-    if place is None:
-        return None
-    word = data[4 + 32 * place : 36 + 32 * place]
-    return Address(word[12:]) if len(word) == 32 else None
-
-
-def parse_policy(document: bytes) -> Policy:
-    """The policy of a YAML document.
-
-    Raises:
-        WalletError: INVALID_REQUEST; `field` is the path of what breaks its rule, unknown fields included.
-    """
-    root = _object(_load(document), "policy", {"version", "name", "rules"})
-    for name in ("version", "name", "rules"):
-        if name not in root:
-            refuse(f"policy.{name}", "is present")
-    rules = _object(root["rules"], "rules", {"chains", "destinations", "limits", "selectors", "contract_creation"})
-    chains = _object(rules.get("chains", {}), "rules.chains", {"allow"})
-    destinations = _object(rules.get("destinations", {}), "rules.destinations", {"allow", "deny"})
-    limits = _object(rules.get("limits", {}), "rules.limits", {"per_transfer_wei", "per_chain_wei"})
-    selectors = _object(rules.get("selectors", {}), "rules.selectors", {"allow", "deny"})
-    per_chain = limits.get("per_chain_wei", {})
-    if type(per_chain) is not dict:
-        refuse("rules.limits.per_chain_wei", "is an object of limits by chain")
-    return Policy(
-        version=_version(root["version"]),
-        name=_name(root["name"]),
-        document=document,
-        sha256=sha256(document).digest(),
-        chains=frozenset(_items(chains.get("allow", []), "rules.chains.allow", _read(parse_chain_id))),
-        allowed_destinations=_allowed(destinations, "rules.destinations.allow", _read(parse_address)),
-        denied_destinations=frozenset(
-            _items(destinations.get("deny", []), "rules.destinations.deny", _read(parse_address))
-        ),
-        limit_wei=(
-            _read(parse_wei)(limits["per_transfer_wei"], "rules.limits.per_transfer_wei")
-            if "per_transfer_wei" in limits
-            else None
-        ),
-        limits_by_chain_wei={
-            _read(parse_chain_id)(chain, "rules.limits.per_chain_wei"): _read(parse_wei)(
-                limit, f"rules.limits.per_chain_wei.{chain}"
-            )
-            for chain, limit in per_chain.items()
-        },
-        allowed_selectors=_allowed(selectors, "rules.selectors.allow", _selector),
-        denied_selectors=frozenset(_items(selectors.get("deny", []), "rules.selectors.deny", _selector)),
-        contract_creation=_switch(rules.get("contract_creation", "deny"), "rules.contract_creation"),
-    )
-
-
-class _TextLoader(yaml.BaseLoader):
-    """Every scalar is text, so that 0x1f stays an address and `no` a word; no member twice, no aliases."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            refuse("policy", "has no YAML aliases")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
-        if len(names) != len(node.value):
-            refuse("policy", "has text as names of fields")
-        for name in names:
-            if names.count(name) > 1:
-                refuse(name, "is there once")
-        return super().construct_mapping(node, deep)
-
-
-def _load(document: bytes) -> Any:
-    if len(document) > MAX_DOCUMENT_BYTES:
-        refuse("policy", f"has at most {MAX_DOCUMENT_BYTES} bytes")
-    try:
-        return yaml.load(document.decode(), Loader=_TextLoader)  # noqa: S506 - a BaseLoader makes text only
-    except UnicodeDecodeError:
-        refuse("policy", "is UTF-8")
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        refuse("policy", f"is one YAML document: {error}")
-
-
-def _object(value: Any, path: str, fields: set[str]) -> dict[str, Any]:
-    if type(value) is not dict:
-        refuse(path, "is an object")
-    for name in value:
-        if name not in fields:
-            refuse(f"{path}.{name}", f"is one of {', '.join(sorted(fields))}")
-    return value
-
-
-def _version(value: Any) -> int:
-    if type(value) is not str or not value.isascii() or not value.isdecimal() or len(value) > 10:
-        refuse("policy.version", "is a whole number")
-    if not 1 <= int(value) <= MAX_VERSION:
-        refuse("policy.version", f"is 1 … {MAX_VERSION}")
-    return int(value)
-
-
-def _name(value: Any) -> str:
-    if type(value) is not str or not 1 <= len(value) <= MAX_NAME or not value.isprintable():
-        refuse("policy.name", f"is 1 to {MAX_NAME} printable characters")
-    return value
-
-
-def _switch(value: Any, path: str) -> bool:
-    if value not in ("allow", "deny"):
-        refuse(path, "is allow or deny")
-    return bool(value == "allow")
-
-
-def _items(value: Any, path: str, read: Callable[[Any, str], T]) -> list[T]:
-    if type(value) is not list:
-        refuse(path, "is a list")
-    return [read(item, f"{path}[{place}]") for place, item in enumerate(value)]
-
-
-def _allowed(rule: dict[str, Any], path: str, read: Callable[[Any, str], T]) -> frozenset[T] | None:
-    value = rule.get("allow", [])
-    return None if value == _ANY else frozenset(_items(value, path, read))
-
-
-def _read(parse: Callable[[object, str], T]) -> Callable[[Any, str], T]:
-    """`parse` with its own reason turned into the one of a document."""
-
-    def read(value: Any, path: str) -> T:
+        `clocks` are readings of the present time: hours have to be open by all of them. `fee_wei` is the most that the
+        transaction can pay for gas; None if that is not known yet.
+        """
+        call = self._read(terms, sender, clocks, fee_wei)
+        rule = call.asset_rule
         try:
-            return parse(value, path)
-        except WalletError as error:
-            rule = error.details.get("rule", error.message)
-            raise WalletError(Reason.INVALID_REQUEST, f"{path}: {error.message}", field=path, rule=str(rule)) from error
+            texts = (
+                self._chain(call),
+                self._hours(call),
+                self._limit(call),
+                self._destination(call),
+                self._selector(call),
+                self._fee(call),
+            )
+        except _Denied as denied:
+            return Decision(False, (str(denied),))
+        rules = [text for text in texts if text is not None]
+        if rule is None:
+            return Decision(True, tuple(rules))
+        approval = rule.approval if rule.approval is not None and call.amount > rule.approval.above else None
+        if approval is not None:
+            rules.append(f"{rule.path}.approvals: {approval.needed} above {approval.above}")
+        count = Count(call.asset, call.amount, rule.path, rule.velocity) if rule.velocity and call.amount else None
+        if count is not None:
+            rules.extend(velocity_text(count, window) for window in count.windows)
+        return Decision(True, tuple(rules), approval, count)
 
-    return read
+    def _read(self, terms: Terms, sender: Address, clocks: Sequence[datetime], fee_wei: int | None) -> _Call:
+        own = self.accounts.get((terms.chain_id, sender)) if self.accounts else None
+        token_call = read_token_call(terms.data) if terms.to is not None and terms.data else None
+        asset, amount = Asset(terms.chain_id, None), terms.value_wei
+        rule = self._asset_rule(own, asset)
+        if token_call is not None and token_call.amount is not None:
+            token = Asset(terms.chain_id, terms.to)
+            token_rule = self._asset_rule(own, token)
+            if token_rule is not None:
+                asset, amount, rule = token, token_call.amount, token_rule
+        return _Call(terms, own, token_call, asset, amount, rule, clocks, fee_wei)
+
+    def _asset_rule(self, own: Rules | None, asset: Asset) -> AssetRule | None:
+        for rules in (own, self.general):
+            if rules is not None and rules.assets is not None and asset in rules.assets:
+                return rules.assets[asset]
+        return None
+
+    # Each of these answers the text of what allows it, None where it does not apply, or raises.
+
+    def _chain(self, call: _Call) -> str:
+        if call.terms.chain_id not in self.chains:
+            raise _Denied(f"chains.allow: {_chain_name(call)} is not listed")
+        return f"chains.allow: {_chain_name(call)}"
+
+    def _hours(self, call: _Call) -> str | None:
+        rules = call.own if call.own is not None and call.own.hours is not None else self.general
+        if rules.hours is None:
+            return None
+        for clock in call.clocks:
+            if not is_open(rules.hours, clock):
+                raise _Denied(f"{rules.path}hours: {clock:%A %H:%M} UTC is outside")
+        return f"{rules.path}hours: open"
+
+    def _limit(self, call: _Call) -> str:
+        terms, rule = call.terms, call.asset_rule
+        if rule is not None and call.asset.token is not None and terms.value_wei:
+            # One amount a transaction: no token's own functions take coins.
+            raise _Denied(f"{rule.path}: a call that moves the token carries no value")
+        limit = rule.per_transfer if rule is not None else self.limits_by_chain_wei.get(terms.chain_id)
+        name = f"{rule.path}.per_transfer" if rule is not None else f"limits.per_chain_wei.{_chain_name(call)}"
+        if limit is None:
+            limit, name = self.limit_wei, "limits.per_transfer_wei"
+        if limit is None:
+            raise _Denied(f"{name}: there is no limit, so no value is allowed")
+        if call.amount > limit:
+            raise _Denied(f"{name}: {call.amount} is above {limit}")
+        return f"{name}: at most {limit}"
+
+    def _destination(self, call: _Call) -> str:
+        to = call.terms.to
+        if to is None:
+            rules = call.own if call.own is not None and call.own.contract_creation is not None else self.general
+            if not rules.contract_creation:
+                raise _Denied(f"{rules.path}contract_creation: deny")
+            return f"{rules.path}contract_creation: allow"
+        general, own = self.general.destinations, call.own.destinations if call.own is not None else None
+        counterparty = call.token_call.counterparty if call.token_call is not None else None
+        for address in (to, counterparty):
+            if address is not None:
+                _refuse_denied(address, general, own)
+        return _allowed(to, _in_force(general, own))
+
+    def _selector(self, call: _Call) -> str | None:
+        terms = call.terms
+        if terms.to is None or not terms.data:
+            return None
+        selector = terms.data[:4]
+        general, own = self.general.selectors, call.own.selectors if call.own is not None else None
+        _refuse_denied(selector, general, own)
+        lists = _in_force(general, own)
+        allowed = _allowed(selector, lists)
+        token = Asset(terms.chain_id, terms.to)
+        if call.token_call is None:
+            rule = self._asset_rule(call.own, token)
+            if rule is not None and lists.allow is None:
+                raise _Denied(f"{rule.path}: 0x{selector.hex()} moves who knows how much: it has to be listed")
+        elif call.token_call.amount is None:
+            raise _Denied(f"selectors.arguments: 0x{selector.hex()} and not the one encoding of its arguments")
+        elif call.asset != token and self._lists_assets(call.own):
+            raise _Denied(f"assets: {token.path} is not listed")
+        return allowed
+
+    def _lists_assets(self, own: Rules | None) -> bool:
+        """A policy that lists assets denies the tokens that it does not list; one that lists none bounds none."""
+        return self.general.assets is not None or (own is not None and own.assets is not None)
+
+    def _fee(self, call: _Call) -> str | None:
+        if self.fee_wei is None or call.fee_wei is None:
+            return None
+        if call.fee_wei > self.fee_wei:
+            raise _Denied(f"limits.fee_wei: {call.fee_wei} is above {self.fee_wei}")
+        return f"limits.fee_wei: at most {self.fee_wei}"
 
 
-def _selector(value: Any, path: str) -> bytes:
-    """Four bytes, written as 0x and 8 digits, or as the function's signature such as transfer(address,uint256)."""
-    if type(value) is str and _SELECTOR.fullmatch(value):
-        return bytes.fromhex(value[2:])
-    if type(value) is not str or not _FUNCTION.fullmatch(value):
-        refuse(path, "is 0x and 8 hex digits, or a signature like transfer(address,uint256)")
-    return keccak256(value.encode())[:4]
+def _chain_name(call: _Call) -> str:
+    return format_chain_id(call.terms.chain_id)
+
+
+def velocity_text(count: Count, window: Window) -> str:
+    return f"{count.path}.velocity: at most {window.limit} in {window.window_s} s"
+
+
+def _refuse_denied(item: T, *lists: Lists[T] | None) -> None:
+    for one in lists:
+        if one is not None and item in one.deny:
+            raise _Denied(f"{one.path}.deny: {_text(item)}")
+
+
+def _in_force(general: Lists[T] | None, own: Lists[T] | None) -> Lists[T]:
+    """The lists that allow: the account's where it has one."""
+    if own is not None and own.states_allow:
+        return own
+    assert general is not None  # of a document without: empty
+    return general
+
+
+def _allowed(item: T, lists: Lists[T]) -> str:
+    if lists.allow is None:
+        return f"{lists.path}.allow: any"
+    if item not in lists.allow:
+        raise _Denied(f"{lists.path}.allow: {_text(item)} is not listed")
+    return f"{lists.path}.allow: {_text(item)}"
+
+
+def _text(item: object) -> str:
+    assert isinstance(item, bytes)
+    return f"0x{item.hex()}"

@@ -45,7 +45,7 @@ class Readiness:
         missing += database_missing
         if not log_missing and not database_missing:
             try:
-                await self._policy_versions.ensure_entered()
+                await self._policy_versions.entered_policy()
             except WalletError as error:
                 missing.append(f"policy: {error.message}")
         if self._pool.ready and not self._leaves.approved:

@@ -14,10 +14,12 @@ from services.core.amounts import parse_chain_id, parse_wei
 from services.core.entries import check_link_id
 from services.core.errors import WalletError, refuse
 from services.runtime.rpc_errors import to_item_error
-from services.signer.bodies import Requester
+from services.runtime.telemetry import parse_traceparent
+from services.signer.bodies import ClientSignature, Requester
 from services.signer.checking import Check, CheckedTerms, Checking, Draft
 from services.signer.item import SignedTransaction, SigningRequest
 from services.signer.policy import Policy, Terms
+from services.signer.policy_versions import PolicyVersions
 from services.signer.readiness import Readiness
 from services.signer.signing import Signing
 
@@ -27,14 +29,17 @@ T = TypeVar("T")
 MAX_ITEMS = 1_000
 MAX_KEY_ID = 128
 MAX_REQUESTER_TEXT = 512
+MAX_SIGNATURE_BASE_BYTES = 4_096
 MAX_CAUSE = 256
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SignerServicer(signer_pb2_grpc.SignerServicer):
-    def __init__(self, policy: Policy, signing: Signing, checking: Checking, readiness: Readiness) -> None:
-        self._policy = policy
+    def __init__(
+        self, policy_versions: PolicyVersions, signing: Signing, checking: Checking, readiness: Readiness
+    ) -> None:
+        self._policy_versions = policy_versions
         self._signing = signing
         self._checking = checking
         self._readiness = readiness
@@ -44,7 +49,7 @@ class SignerServicer(signer_pb2_grpc.SignerServicer):
     ) -> signer_pb2.CheckPolicyResponse:
         checks = _read_items(request.checks, "checks", _check)
         decisions = await self._checking.check(checks)
-        return signer_pb2.CheckPolicyResponse(decisions=[self._decision(one) for one in decisions])
+        return signer_pb2.CheckPolicyResponse(decisions=[_decision(one) for one in decisions])
 
     async def SignTransaction(
         self, request: signer_pb2.SignTransactionRequest, context: _Context
@@ -75,23 +80,49 @@ class SignerServicer(signer_pb2_grpc.SignerServicer):
         return signer_pb2.VoidLinkResponse()
 
     async def GetPolicy(self, request: signer_pb2.GetPolicyRequest, context: _Context) -> signer_pb2.Policy:
-        return signer_pb2.Policy(
-            version=self._policy.version, sha256=self._policy.sha256, document=self._policy.document
-        )
+        policy = await self._policy_versions.policy()
+        return _policy(policy, self._policy_versions.ignored_file_sha256)
+
+    async def CheckPolicyDocument(
+        self, request: signer_pb2.CheckPolicyDocumentRequest, context: _Context
+    ) -> signer_pb2.Policy:
+        return _policy(self._policy_versions.check_document(request.document))
+
+    async def ActivatePolicy(self, request: signer_pb2.ActivatePolicyRequest, context: _Context) -> signer_pb2.Policy:
+        if parse_traceparent(request.traceparent) is None:
+            refuse("traceparent", "is a W3C traceparent")
+        return _policy(await self._policy_versions.activate(request.document, request.traceparent))
 
     async def GetSignerStatus(
         self, request: signer_pb2.GetSignerStatusRequest, context: _Context
     ) -> signer_pb2.SignerStatus:
         return signer_pb2.SignerStatus(**(await self._readiness.state())._asdict())
 
-    def _decision(self, checked: CheckedTerms) -> signer_pb2.PolicyDecision:
-        return signer_pb2.PolicyDecision(
-            allowed=checked.decision.allowed,
-            rules=checked.decision.rules,
-            policy_version=self._policy.version,
-            policy_sha256=self._policy.sha256,
-            evidence_index=checked.evidence_index,
-        )
+
+def _policy(policy: Policy, ignored_file_sha256: bytes = b"") -> signer_pb2.Policy:
+    return signer_pb2.Policy(
+        version=policy.version,
+        sha256=policy.sha256,
+        document=policy.document,
+        ignored_file_sha256=ignored_file_sha256,
+        accounts=policy.account_names(),
+    )
+
+
+def _decision(checked: CheckedTerms) -> signer_pb2.PolicyDecision:
+    decision, rule = checked.decision, checked.decision.approval
+    return signer_pb2.PolicyDecision(
+        allowed=decision.allowed,
+        rules=decision.rules,
+        policy_version=checked.policy.version,
+        policy_sha256=checked.policy.sha256,
+        evidence_index=checked.evidence_index,
+        approval=(
+            signer_pb2.ApprovalRule(count=rule.needed, valid_s=rule.valid_s, approvers=rule.approvers)
+            if rule is not None
+            else None
+        ),
+    )
 
 
 def _read_items(messages: Iterable[M], field: str, read: Callable[[M], T]) -> list[T]:
@@ -109,6 +140,8 @@ def _read_items(messages: Iterable[M], field: str, read: Callable[[M], T]) -> li
 
 def _signing_request(message: signer_pb2.SignTransactionRequest) -> SigningRequest:
     check_link_id(message.transfer_id, "transfer_id")
+    if message.supersedes:
+        check_link_id(message.supersedes, "supersedes")
     key_id, key_version = _key(message.key)
     return SigningRequest(
         transfer_id=message.transfer_id,
@@ -118,6 +151,7 @@ def _signing_request(message: signer_pb2.SignTransactionRequest) -> SigningReque
         key_version=key_version,
         requester=_requester(message.requester),
         traceparent=message.traceparent,
+        supersedes=message.supersedes if message.HasField("supersedes") else None,
     )
 
 
@@ -168,6 +202,30 @@ def _requester(requester: common_pb2.Requester) -> Requester:
         source_ip=requester.source_ip or None,
         client_fingerprint=requester.client_fingerprint or None,
         requested_at=_EPOCH + timedelta(seconds=at.seconds, microseconds=at.nanos // 1000),
+        client_signature=_client_signature(requester),
+    )
+
+
+def _client_signature(requester: common_pb2.Requester) -> ClientSignature | None:
+    if not requester.HasField("client_signature"):
+        return None
+    signed = requester.client_signature
+    field = "requester.client_signature"
+    if signed.key_fingerprint != requester.client_fingerprint:
+        refuse(f"{field}.key_fingerprint", "is the requester's client_fingerprint")
+    if len(signed.content_sha256) != 32 or len(signed.signature) != 64:
+        refuse(field, "has a content_sha256 of 32 and a signature of 64 bytes")
+    if len(signed.algorithm) > MAX_REQUESTER_TEXT or len(signed.public_key) > MAX_REQUESTER_TEXT:
+        refuse(field, f"has an algorithm and a public_key of at most {MAX_REQUESTER_TEXT}")
+    if len(signed.signature_base) > MAX_SIGNATURE_BASE_BYTES:
+        refuse(f"{field}.signature_base", f"has at most {MAX_SIGNATURE_BASE_BYTES} bytes")
+    return ClientSignature(
+        signed.algorithm,
+        signed.content_sha256,
+        signed.key_fingerprint,
+        signed.public_key,
+        signed.signature,
+        signed.signature_base,
     )
 
 

@@ -33,6 +33,7 @@ class PoolSettings(BaseSettings):
 
 
 class SignerSettings(ServiceSettings, DatabaseSettings, WorkerSettings, PoolSettings):
+    # The first policy of an empty database, and nothing after: see docs/POLICY.md.
     policy_file: Path = SERVICES_DIR / "signer" / "default_policy.yaml"
     # 32 bytes, shared by the suite: wallet.account.id is a keyed hash, because addresses are guessable.
     telemetry_hmac_key_file: Path

@@ -13,32 +13,28 @@ from collections.abc import Iterable, Sequence
 from opentelemetry.trace import SpanContext, Tracer
 
 from services.core.account_ids import AccountIds
-from services.core.digests import recover, split_signature
+from services.core.digests import TokenMade, recover_all
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.core.transactions import (
     UnsignedTransaction,
-    assemble_raw,
+    attach_signature,
     decode_unsigned,
     signing_digest,
     tx_hash,
 )
 from services.runtime.evidence_log import Entry, EvidenceLog
 from services.runtime.telemetry import parse_traceparent
-from services.signer.bodies import (
-    Intended,
-    failed_signature_body,
-    intent_body,
-    signature_body,
-)
-from services.signer.denials import Denials, Denied, intent_entry_id, policy_denied, rule_text
-from services.signer.item import Item, SignedTransaction, SigningRequest, is_allowed_intent, is_same_success, take_row
+from services.signer.bodies import Intended, failed_signature_body, signature_body
+from services.signer.denials import intent_entry_id
+from services.signer.frames import DigestToSign
+from services.signer.item import Item, SignedTransaction, SigningRequest, is_allowed_intent, is_same_success
 from services.signer.leaves import Leaf, Leaves
-from services.signer.policy import Policy, Terms
-from services.signer.policy_versions import PolicyVersions
-from services.signer.store import FailedRow, NonceKey, Registration, SignedRow, Store
+from services.signer.registering import Registering, fetch_leaves
+from services.signer.replacing import check_superseding
+from services.signer.store import FailedRow, NonceKey, SignedRow, Store
 from services.signer.telemetry import SignatureSpans, describe_signature, describe_token_failure
-from services.signer.workers import DigestToSign, TokenFailure, TokenPool, TokenSignature
+from services.signer.workers import TokenFailure, TokenPool
 
 # PostgreSQL's bigint. No account gets there: it is 300 million nonces a second for a thousand years.
 _MAX_NONCE = 2**63 - 1
@@ -48,21 +44,17 @@ _VERIFY_SLICE = 25
 class Signing:
     def __init__(
         self,
-        policy: Policy,
-        policy_versions: PolicyVersions,
+        registering: Registering,
         store: Store,
         evidence: EvidenceLog,
-        denials: Denials,
         leaves: Leaves,
         pool: TokenPool,
         account_ids: AccountIds,
         tracer: Tracer,
     ) -> None:
-        self._policy = policy
-        self._policy_versions = policy_versions
+        self._registering = registering
         self._store = store
         self._evidence = evidence
-        self._denials = denials
         self._leaves = leaves
         self._pool = pool
         self._account_ids = account_ids
@@ -79,16 +71,15 @@ class Signing:
         spans = SignatureSpans(self._tracer)
         items = self._decode(requests, spans)
         try:
-            await self._policy_versions.ensure_entered()
-            # (2) Decide policy.
-            await self._decide(items)
-            # (3) Enter (chain, address, nonce) → link; a retry takes the stored row, and never decides again.
-            await self._register(items)
+            # (2) Decide policy; (3) enter (chain, address, nonce) → link, and count velocity: a retry takes the stored
+            # row, and never decides again.
+            await self._registering.register(items)
             # (4) Append the intents: no token is asked before they are durable.
             await self._append_intents(items)
             # (5) The token signs; (6) low-s, recovery bit, verification.
             await self._ask_token(items, spans)
-            # (7) Store the signature where there is none and the link is not voided; else use the stored one.
+            # (7) Store the signature where there is none, and the link is neither voided nor superseded; else use the
+            # stored one.
             await self._store_signatures(items)
             # (8) Append the signature entries.
             await self._append_signatures(items)
@@ -100,7 +91,7 @@ class Signing:
             raise
         finally:
             for place, item in enumerate(items):
-                if item.span.is_recording:
+                if item.span.is_recording():
                     describe_signature(item, place, self._account_ids)
                 item.span.end()
 
@@ -110,8 +101,7 @@ class Signing:
         Raises:
             WalletError: ALREADY_SIGNED once a signature is stored.
         """
-        if not await self._store.void(transfer_id, cause):
-            raise WalletError(Reason.ALREADY_SIGNED, Reason.ALREADY_SIGNED.meaning)
+        await self._store.void(transfer_id, cause)
 
     # (1)
 
@@ -128,85 +118,13 @@ class Signing:
                 tx = decode_unsigned(request.unsigned_tx)
                 if tx.nonce > _MAX_NONCE:
                     raise _invalid("unsigned_tx", "has a nonce below 2**63")
+                if request.supersedes is not None:
+                    check_superseding(tx, request.from_address)
                 decoded.append((tx, transfer))
             except WalletError as error:
                 raise WalletError(error.reason, error.message, **{**error.details, "index": place}) from error
             seen.add(request.transfer_id)
         return [_item(request, tx, transfer, spans) for request, (tx, transfer) in zip(requests, decoded, strict=True)]
-
-    # (2)
-
-    async def _decide(self, items: Sequence[Item]) -> None:
-        for item in items:
-            tx = item.intended.tx
-            item.decision = self._policy.decide(Terms(tx.chain_id, tx.to, tx.value_wei, tx.data))
-        # The key is looked at before anything is entered: a transaction of an unknown key leaves no trace.
-        await self._get_leaves([item for item in items if item.decision.allowed])
-
-    async def _get_leaves(self, items: Sequence[Item]) -> None:
-        keys = {(item.request.key_id, item.request.key_version) for item in items}
-        fetched = await asyncio.gather(*(self._leaves.get(*key) for key in keys), return_exceptions=True)
-        leaves = dict(zip(keys, fetched, strict=True))
-        for item in items:
-            leaf = leaves[item.request.key_id, item.request.key_version]
-            if isinstance(leaf, WalletError):
-                item.leaf_error = leaf
-            elif isinstance(leaf, BaseException):
-                raise leaf
-            elif leaf.address != item.request.from_address:
-                item.leaf_error = WalletError(
-                    Reason.KEY_NOT_FOUND, "the key is not the sender's", field="from_address", rule="is the key's"
-                )
-            else:
-                item.leaf = leaf
-
-    # (3)
-
-    async def _register(self, items: Sequence[Item]) -> None:
-        new = [item for item in items if item.decision.allowed and item.leaf is not None]
-        entered: set[str] = set()
-        if new:
-            for item in new:
-                item.intent_body = intent_body(item.intended, self._policy, item.decision)
-            entered = await self._store.enter(
-                [
-                    Registration(
-                        item.link_id, item.key, item.request.unsigned_tx, self._policy.version, item.intent_body
-                    )
-                    for item in new
-                ]
-            )
-        rest = [item for item in items if item.link_id not in entered]
-        if rest:
-            await self._take_stored(rest)
-
-    async def _take_stored(self, items: Sequence[Item]) -> None:
-        """Items that were not entered now: retries, refusals, and conflicts of every kind."""
-        registered, holders = await self._store.find([(item.link_id, item.key) for item in items])
-        denials = await self._store.find_denials([item.link_id for item in items])
-        denied: list[Item] = []
-        for item in items:
-            row = registered.get(item.link_id)
-            if row is not None:
-                take_row(item, row)
-            elif not item.decision.allowed:
-                denied.append(item)
-                item.error = policy_denied(rule_text(item.decision.rules))
-            elif item.leaf_error is not None:
-                item.error = item.leaf_error
-            elif item.link_id in denials:
-                item.error = policy_denied(denials[item.link_id].rule)
-            elif item.key in holders:
-                item.error = WalletError(Reason.NONCE_REGISTERED, Reason.NONCE_REGISTERED.meaning)
-            else:
-                # What stood in the way has been voided since.
-                item.error = WalletError(Reason.NONCE_CONFLICT, Reason.NONCE_CONFLICT.meaning)
-        outcomes = await self._denials.record(
-            [Denied(one.link_id, one.intended, one.decision, *one.span.entry_ids) for one in denied]
-        )
-        for item, outcome in zip(denied, outcomes, strict=True):
-            if isinstance(outcome, int):
-                item.intent_index = outcome
 
     # (4)
 
@@ -239,7 +157,7 @@ class Signing:
     async def _ask_token(self, items: Sequence[Item], spans: SignatureSpans) -> None:
         waiting = [item for item in _live(items) if item.signature_body is None]
         # Rows that were taken without looking at their key: the policy of today denies them, that of then did not.
-        await self._get_leaves([item for item in waiting if item.leaf is None and item.leaf_error is None])
+        await fetch_leaves(self._leaves, [item for item in waiting if item.leaf is None and item.leaf_error is None])
         asking: list[tuple[Item, Leaf]] = []
         for item in waiting:
             if item.leaf is None:
@@ -254,41 +172,46 @@ class Signing:
             describe_token_failure(span, outcomes)
         finally:
             span.end()
-        for place, ((item, leaf), outcome) in enumerate(zip(asking, outcomes, strict=True), 1):
-            if place % _VERIFY_SLICE == 0:
-                # Verifying costs 0.1 ms an item: let the other calls feed the child in between.
-                await asyncio.sleep(0)
+        made: list[tuple[Item, TokenMade, float]] = []
+        for (item, leaf), outcome in zip(asking, outcomes, strict=True):
             item.duration_ms = outcome.duration_ms
             if isinstance(outcome, TokenFailure):
                 item.error, item.failed = outcome.error, outcome.asked
             else:
-                self._verify(item, leaf, outcome)
+                one = TokenMade(outcome.raw_signature, item.digest, leaf.public_key)
+                made.append((item, one, outcome.duration_ms))
+        for first in range(0, len(made), _VERIFY_SLICE):
+            if first:
+                # Verifying costs 0.1 ms an item: let the other calls feed the child in between.
+                await asyncio.sleep(0)
+            self._verify(made[first : first + _VERIFY_SLICE])
 
-    def _verify(self, item: Item, leaf: Leaf, outcome: TokenSignature) -> None:
-        try:
-            # EIP-2 and the recovery bit: found by recovering the key, which is the verification too.
-            signature = recover(item.digest, *split_signature(outcome.raw_signature), leaf.public_key)
-        except WalletError as error:
-            item.error, item.failed = error, True
-            return
-        item.raw_tx = assemble_raw(item.intended.tx, signature)
-        item.tx_hash = tx_hash(item.raw_tx)
-        item.signature_body = signature_body(
-            signature, item.raw_tx, item.tx_hash, outcome.duration_ms, self._pool.identity
-        )
+    def _verify(self, made: Sequence[tuple[Item, TokenMade, float]]) -> None:
+        # EIP-2 and the recovery bit, which is found by verifying.
+        signatures = recover_all([one for _, one, _ in made])
+        token = self._pool.identity
+        for (item, _, duration_ms), signature in zip(made, signatures, strict=True):
+            if isinstance(signature, WalletError):
+                item.error, item.failed = signature, True
+                continue
+            item.raw_tx = attach_signature(item.request.unsigned_tx, signature)
+            item.tx_hash = tx_hash(item.raw_tx)
+            item.signature_body = signature_body(signature, item.raw_tx, item.tx_hash, duration_ms, token)
 
     # (7)
 
     async def _store_signatures(self, items: Sequence[Item]) -> None:
         failed = [item for item in items if item.failed]
         if failed:
-            await self._store.store_failures([(item.link_id, _failed_body(item, self._pool)) for item in failed])
+            await self._store.store_failures(
+                [(item.link_id, item.attempt, _failed_body(item, self._pool)) for item in failed]
+            )
         new = [item for item in _live(items) if item.duration_ms is not None]
         if not new:
             return
         stored = await self._store.store_signatures(
             [
-                SignedRow(item.link_id, item.intent_index, item.signature_body)
+                SignedRow(item.link_id, item.attempt, item.intent_index, item.signature_body)
                 for item in new
                 if item.intent_index is not None and item.signature_body is not None
             ]
@@ -298,11 +221,12 @@ class Signing:
             return
         registered, _ = await self._store.find([(item.link_id, item.key) for item in late])
         for item in late:
-            row = registered[item.link_id]
-            if row.voided or row.signature_body is None:
-                item.error = WalletError(Reason.LINK_VOIDED, Reason.LINK_VOIDED.meaning)
-            else:
+            row = next(one for one in registered[item.link_id] if one.attempt == item.attempt)
+            if row.signature_body is not None:
                 item.use_signature(row.signature_body)
+            else:
+                reason = Reason.LINK_VOIDED if row.voided else Reason.SUPERSEDED
+                item.error = WalletError(reason, reason.meaning)
 
     # (8)
 
@@ -337,7 +261,7 @@ class Signing:
         if not items:
             return []
         by_link = {item.link_id: item for item in items}
-        rows: list[FailedRow] = await self._store.find_failures(list(by_link))
+        rows: list[FailedRow] = await self._store.find_failures([(item.link_id, item.attempt) for item in items])
         return [
             by_link[row.link_id].entry(
                 Kind.SIGNATURE, f"signature:{by_link[row.link_id].digest.hex()}:failed:{row.number}", row.body

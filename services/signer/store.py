@@ -1,20 +1,19 @@
-"""What signer keeps in PostgreSQL: the register, denials, failed signatures, policy versions. Many rows a statement."""
+"""What signer keeps in PostgreSQL: the register, denials, failed signatures. Many rows a statement."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from datetime import datetime
+from typing import NamedTuple, cast
 
 import asyncpg
 
 from services.core.addresses import Address
 from services.core.digests import Digest
+from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
-
-# Deadlock and serialization failure: another call took the same rows in another order.
-_RESTART_STATES = ("40P01", "40001")
-_RESTARTS = 3
+from services.signer.restarting import RESTART_STATES, RESTARTS
 
 
 class NonceKey(NamedTuple):
@@ -24,13 +23,15 @@ class NonceKey(NamedTuple):
 
 
 class Registration(NamedTuple):
-    """A link's first transaction, as it enters the register."""
+    """A transaction of a link, as it enters the register."""
 
     link_id: str
     key: NonceKey
     unsigned_tx: bytes
     policy_version: int
     intent_body: bytes
+    attempt: int = 1  # counts the link's transactions: the first and its fee bumps
+    supersedes: str | None = None  # of a superseding link
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,15 @@ class Registered:
     """A row of the register: its intent's body, or where that is in the log. A tombstone may have neither."""
 
     link_id: str
+    attempt: int
     key: NonceKey | None
     unsigned_tx: bytes | None
     intent_body: bytes | None
     intent_index: int | None
     signature_body: bytes | None
     voided: bool
+    supersedes: str | None
+    superseded_by: str | None
 
 
 class Denial(NamedTuple):
@@ -59,25 +63,19 @@ class Denial(NamedTuple):
 
 class SignedRow(NamedTuple):
     link_id: str
+    attempt: int
     intent_index: int
     signature_body: bytes
 
 
 class FailedRow(NamedTuple):
     link_id: str
-    number: int  # counts from 1 within the link
+    attempt: int
+    number: int  # counts from 1 within the attempt
     body: bytes
 
 
-class PolicyRow(NamedTuple):
-    version: int
-    sha256: bytes
-    document: bytes
-    traceparent: str
-    body: bytes
-
-
-# A denied link stays denied: its log is closed.
+# A denied link stays denied: its log is closed. What another policy than the one in force decided is decided again.
 _ENTER = """
 INSERT INTO signer.register
     (link_id, attempt, chain_id, address, nonce, unsigned_tx, decision, policy_version, intent_body)
@@ -85,6 +83,7 @@ SELECT u.link_id, 1, u.chain_id, u.address, u.nonce, u.unsigned_tx, 'allow', u.p
 FROM unnest($1::text[], $2::bigint[], $3::bytea[], $4::bigint[], $5::bytea[], $6::integer[], $7::bytea[])
     AS u (link_id, chain_id, address, nonce, unsigned_tx, policy_version, intent_body)
 WHERE NOT EXISTS (SELECT FROM signer.denials d WHERE d.link_id = u.link_id)
+    AND u.policy_version = (SELECT max(version) FROM signer.policy_versions)
 ON CONFLICT DO NOTHING
 RETURNING link_id
 """
@@ -93,17 +92,19 @@ RETURNING link_id
 _FIND = """
 SELECT r.* FROM unnest($1::text[]) AS u (link_id)
 CROSS JOIN LATERAL (
-    SELECT link_id, chain_id, address, nonce, unsigned_tx, intent_body, intent_index, signature_body,
-           voided_at IS NOT NULL AS voided
-    FROM signer.register WHERE link_id = u.link_id AND attempt = 1 OFFSET 0
+    SELECT link_id, attempt, chain_id, address, nonce, unsigned_tx, intent_body, intent_index, signature_body,
+           voided_at IS NOT NULL AS voided, supersedes, superseded_by
+    FROM signer.register WHERE link_id = u.link_id OFFSET 0
 ) r
 UNION ALL
 SELECT r.* FROM unnest($2::bigint[], $3::bytea[], $4::bigint[])
     AS u (chain_id, address, nonce)
 CROSS JOIN LATERAL (
-    SELECT link_id, chain_id, address, nonce, NULL::bytea, NULL::bytea, NULL::bigint, NULL::bytea, false
+    SELECT link_id, attempt, chain_id, address, nonce, NULL::bytea, NULL::bytea, NULL::bigint, NULL::bytea, false,
+           NULL::text, NULL::text
     FROM signer.register
-    WHERE chain_id = u.chain_id AND address = u.address AND nonce = u.nonce AND attempt = 1 AND voided_at IS NULL
+    WHERE chain_id = u.chain_id AND address = u.address AND nonce = u.nonce AND attempt = 1
+        AND voided_at IS NULL AND coalesce(supersedes, '') = ''
     OFFSET 0
 ) r
 WHERE r.link_id <> ALL ($1::text[])
@@ -111,7 +112,11 @@ WHERE r.link_id <> ALL ($1::text[])
 
 _DENY = """
 INSERT INTO signer.denials (link_id, digest, policy_version, rule, intent_body)
-SELECT * FROM unnest($1::text[], $2::bytea[], $3::integer[], $4::text[], $5::bytea[])
+SELECT u.* FROM unnest($1::text[], $2::bytea[], $3::integer[], $4::text[], $5::bytea[])
+    AS u (link_id, digest, policy_version, rule, intent_body)
+WHERE NOT EXISTS (
+    SELECT FROM signer.register r WHERE r.link_id = u.link_id AND r.attempt = 1 AND r.voided_at IS NULL
+)
 ON CONFLICT DO NOTHING
 """
 
@@ -126,29 +131,29 @@ FROM unnest($1::text[], $2::bigint[]) AS u (link_id, intent_index)
 WHERE d.link_id = u.link_id
 """
 
-# Under the row's lock: a link is voided or signed, never both, and signed once. `attempt` is joined and the two columns
-# are tested as one, lest PostgreSQL read an index to its end that was small when the plan was made.
+# Under the row's lock: a link is voided, superseded or signed first, and signed once. `attempt` is joined and the three
+# columns are tested as one, lest PostgreSQL read an index to its end that was small when the plan was made.
 _SIGN = """
 UPDATE signer.register AS r
 SET intent_body = NULL, intent_index = u.intent_index, signature_body = u.signature_body
 FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::bytea[])
     AS u (link_id, attempt, intent_index, signature_body)
-WHERE r.link_id = u.link_id AND r.attempt = u.attempt AND num_nulls(r.signature_body, r.voided_at) = 2
+WHERE r.link_id = u.link_id AND r.attempt = u.attempt AND num_nulls(r.signature_body, r.voided_at, r.superseded_by) = 3
 RETURNING r.link_id
 """
 
 _FAIL = """
 INSERT INTO signer.failed_signatures (link_id, attempt, number, body)
-SELECT u.link_id, 1,
+SELECT u.link_id, u.attempt,
        1 + coalesce((SELECT max(f.number) FROM signer.failed_signatures f
-                     WHERE f.link_id = u.link_id AND f.attempt = 1), 0), u.body
-FROM unnest($1::text[], $2::bytea[]) AS u (link_id, body)
+                     WHERE f.link_id = u.link_id AND f.attempt = u.attempt), 0), u.body
+FROM unnest($1::text[], $2::integer[], $3::bytea[]) AS u (link_id, attempt, body)
 ON CONFLICT DO NOTHING
 """
 
 _FIND_FAILED = """
-SELECT link_id, number, body FROM signer.failed_signatures
-WHERE attempt = 1 AND link_id = ANY ($1::text[]) ORDER BY link_id, number
+SELECT f.link_id, f.attempt, f.number, f.body FROM unnest($1::text[], $2::integer[]) AS u (link_id, attempt)
+JOIN signer.failed_signatures f USING (link_id, attempt) ORDER BY f.link_id, f.number
 """
 
 _VOID = """
@@ -156,9 +161,11 @@ INSERT INTO signer.register AS r (link_id, attempt, voided_at, void_cause) VALUE
 ON CONFLICT (link_id, attempt) DO UPDATE
 SET voided_at = coalesce(r.voided_at, excluded.voided_at), void_cause = coalesce(r.void_cause, excluded.void_cause),
     intent_body = NULL
-WHERE r.signature_body IS NULL
+WHERE r.signature_body IS NULL AND r.superseded_by IS NULL
 RETURNING 1
 """
+
+_IS_SIGNED = "SELECT signature_body IS NOT NULL FROM signer.register WHERE link_id = $1 AND attempt = 1"
 
 
 class Store:
@@ -184,8 +191,10 @@ class Store:
         )
         return {row["link_id"] for row in rows}
 
-    async def find(self, wanted: Sequence[tuple[str, NonceKey]]) -> tuple[dict[str, Registered], dict[NonceKey, str]]:
-        """The rows of these links, and the other links that hold one of these nonces."""
+    async def find(
+        self, wanted: Sequence[tuple[str, NonceKey]]
+    ) -> tuple[dict[str, list[Registered]], dict[NonceKey, str]]:
+        """The rows of these links, by attempt, and the other links that hold one of these nonces."""
         rows = await self._rows(
             _FIND,
             [link_id for link_id, _ in wanted],
@@ -194,17 +203,20 @@ class Store:
             [key.nonce for _, key in wanted],
         )
         link_ids = {link_id for link_id, _ in wanted}
-        registered, holders = {}, {}
-        for link_id, chain_id, address, nonce, *rest in rows:
+        registered: dict[str, list[Registered]] = {}
+        holders: dict[NonceKey, str] = {}
+        for link_id, attempt, chain_id, address, nonce, *rest in rows:
             key = NonceKey(chain_id, Address(address), nonce) if address is not None else None
             if link_id in link_ids:
-                registered[link_id] = Registered(link_id, key, *rest)
+                registered.setdefault(link_id, []).append(Registered(link_id, attempt, key, *rest))
             elif key is not None:
                 holders[key] = link_id
+        for found in registered.values():
+            found.sort(key=lambda row: row.attempt)
         return registered, holders
 
     async def deny(self, denials: Sequence[Denial]) -> dict[str, Denial]:
-        """Store denials where a link has none yet; what is stored now, by link id."""
+        """Store denials where a link has none yet, and was not allowed before; what is stored now, by link id."""
         ordered = sorted(denials, key=lambda one: one.link_id)
         await self._rows(
             _DENY,
@@ -236,48 +248,54 @@ class Store:
         rows = await self._rows(
             _SIGN,
             [one.link_id for one in ordered],
-            [1] * len(ordered),
+            [one.attempt for one in ordered],
             [one.intent_index for one in ordered],
             [one.signature_body for one in ordered],
         )
         return {row["link_id"] for row in rows}
 
-    async def store_failures(self, failures: Sequence[tuple[str, bytes]]) -> None:
-        """Add a failed signature's body to each link."""
+    async def store_failures(self, failures: Sequence[tuple[str, int, bytes]]) -> None:
+        """Add a failed signature's body to each attempt of a link."""
         ordered = sorted(failures)
-        await self._rows(_FAIL, [link_id for link_id, _ in ordered], [body for _, body in ordered])
-
-    async def find_failures(self, link_ids: Sequence[str]) -> list[FailedRow]:
-        return [FailedRow(*row) for row in await self._rows(_FIND_FAILED, list(link_ids))]
-
-    async def void(self, link_id: str, cause: str) -> bool:
-        """Leave a tombstone, also where the link is unknown; False when a signature is stored."""
-        return bool(await self._rows(_VOID, link_id, cause))
-
-    async def enter_policy(self, row: PolicyRow) -> PolicyRow:
-        """Store a policy version unless it is there; what is stored now."""
         await self._rows(
-            """
-            INSERT INTO signer.policy_versions (version, sha256, document, traceparent, body)
-            VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
-            """,
-            *row,
+            _FAIL,
+            [link_id for link_id, _, _ in ordered],
+            [attempt for _, attempt, _ in ordered],
+            [body for _, _, body in ordered],
         )
-        (stored,) = await self._rows(
-            "SELECT version, sha256, document, traceparent, body FROM signer.policy_versions WHERE version = $1",
-            row.version,
+
+    async def find_failures(self, attempts: Sequence[tuple[str, int]]) -> list[FailedRow]:
+        rows = await self._rows(
+            _FIND_FAILED, [link_id for link_id, _ in attempts], [attempt for _, attempt in attempts]
         )
-        return PolicyRow(*stored)
+        return [FailedRow(*row) for row in rows]
+
+    async def void(self, link_id: str, cause: str) -> None:
+        """Leave a tombstone, also where the link is unknown. One that is superseded is never signed without: its row
+        stays, so that its nonce is nobody else's.
+
+        Raises:
+            WalletError: ALREADY_SIGNED when a signature is stored.
+        """
+        if not await self._rows(_VOID, link_id, cause):
+            ((signed,),) = await self._rows(_IS_SIGNED, link_id)
+            if signed:
+                raise WalletError(Reason.ALREADY_SIGNED, Reason.ALREADY_SIGNED.meaning)
+
+    async def clock(self) -> datetime:
+        """The database's."""
+        ((now,),) = await self._rows("SELECT now()")
+        return cast(datetime, now)
 
     async def ping(self) -> None:
         await self._rows("SELECT 1")
 
     async def _rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         """One statement, which is one transaction."""
-        for restart in range(_RESTARTS + 1):
+        for restart in range(RESTARTS + 1):
             try:
                 return await self._database.rows(statement, *arguments)
             except asyncpg.PostgresError as error:
-                if restart == _RESTARTS or error.sqlstate not in _RESTART_STATES:
+                if restart == RESTARTS or error.sqlstate not in RESTART_STATES:
                     raise
         raise AssertionError("the loop returns or raises")

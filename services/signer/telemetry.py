@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from opentelemetry import trace
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, NonRecordingSpan, Span, SpanContext, Status, StatusCode, Tracer
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from services.core.account_ids import AccountIds
@@ -29,7 +29,7 @@ class SignatureSpans:
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
-        self._spans = TransferSpans(tracer, SCOPE)
+        self._spans = TransferSpans(tracer)
         self._here = trace.get_current_span().get_span_context()
         self._link_here = (Link(self._here),) if self._here.is_valid else ()
 
@@ -40,10 +40,12 @@ class SignatureSpans:
         parent = transfer_parent(transfer.trace_id, transfer.span_id)
         return self._spans.start(SIGNATURE_SPAN, parent, {}, self._link_here)
 
-    def start_token(self, signature: TransferSpan | None, count: int) -> Span:
+    def start_token(self, signature: TransferSpan | None, count: int) -> TransferSpan | Span:
         """A span of one token call: below the signature's span, or for a batch below the current span."""
-        context = trace.set_span_in_context(NonRecordingSpan(signature.context)) if signature is not None else None
-        return self._tracer.start_span(TOKEN_SPAN, context, attributes={names.WALLET_SIGNATURE_COUNT: count})
+        attributes = {names.WALLET_SIGNATURE_COUNT: count}
+        if signature is not None:
+            return signature.child(TOKEN_SPAN, SpanKind.INTERNAL, attributes)
+        return self._tracer.start_span(TOKEN_SPAN, attributes=attributes)
 
 
 def describe_signature(item: Item, place: int, account_ids: AccountIds) -> None:
@@ -78,12 +80,17 @@ def describe_signature(item: Item, place: int, account_ids: AccountIds) -> None:
     item.span.set_attributes(found)
 
 
-def describe_token_failure(span: Span, outcomes: Sequence[TokenOutcome]) -> None:
+def describe_token_failure(span: TransferSpan | Span, outcomes: Sequence[TokenOutcome]) -> None:
     failure = next((outcome for outcome in outcomes if isinstance(outcome, TokenFailure)), None)
-    if failure is not None:
-        span.set_attribute(names.ERROR_TYPE, failure.error.reason.name)
-        span.set_attribute(names.WALLET_ERROR_ORIGIN, str(failure.error.details.get("origin", "token")))
-        span.set_status(Status(StatusCode.ERROR, failure.error.reason.name))
+    if failure is None:
+        return
+    span.set_attribute(names.WALLET_ERROR_ORIGIN, str(failure.error.details.get("origin", "token")))
+    error_type = failure.error.reason.name
+    if isinstance(span, TransferSpan):
+        span.mark_failed(error_type)
+    else:
+        span.set_attribute(names.ERROR_TYPE, error_type)
+        span.set_status(Status(StatusCode.ERROR, error_type))
 
 
 def _type(tx: UnsignedTransaction) -> int:

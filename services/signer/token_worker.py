@@ -11,17 +11,27 @@ import resource
 import signal
 import socket
 from time import perf_counter
-from typing import Any
+from typing import BinaryIO, cast
 
-from services.core.digests import Digest
 from services.core.errors import Reason, WalletError
-from services.signer.backend import SealedLeaf, SigningBackend
-from services.signer.frames import encode_frame, failure, receive_frame
+from services.signer.backend import SigningBackend
+from services.signer.frames import (
+    DigestToSign,
+    TokenSignature,
+    decode_request,
+    encode_greeting,
+    encode_results,
+    failure,
+    frame,
+    receive_frame,
+)
 from services.signer.pkcs11_backend import Pkcs11Backend
 from services.signer.settings import WorkerSettings
 from services.signer.software_backend import SoftwareBackend
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+# Most requests come whole by one read.
+_BUFFER_BYTES = 64 << 10
 
 
 def make_backend(settings: WorkerSettings) -> SigningBackend:
@@ -36,40 +46,40 @@ def serve(connection: socket.socket, backend: SigningBackend) -> None:
         token = backend.open()
         transport_key = backend.transport_public_key()
     except WalletError as error:
-        connection.sendall(encode_frame({"refused": failure(error)}))
+        _greet(connection, {"refused": failure(error)})
         return
-    greeting = {"label": token.label, "serial": token.serial, "library": token.library}
-    connection.sendall(encode_frame({"token": greeting, "transport_key": transport_key.hex()}))
+    identity = {"label": token.label, "serial": token.serial, "library": token.library}
+    _greet(connection, {"token": identity, "transport_key": transport_key.hex()})
     token_gone = False
-    while not token_gone:
-        try:
-            request = receive_frame(connection)
-        except (EOFError, OSError):
-            break
-        token_gone = _answer(connection, backend, request)
+    with cast(BinaryIO, connection.makefile("rb", _BUFFER_BYTES)) as stream:
+        while not token_gone:
+            try:
+                digests, chunk = decode_request(receive_frame(stream))
+            except (EOFError, OSError):
+                break
+            token_gone = _answer(connection, backend, digests, chunk)
     backend.close()
 
 
-def _answer(connection: socket.socket, backend: SigningBackend, request: dict[str, Any]) -> bool:
+def _greet(connection: socket.socket, greeting: dict[str, object]) -> None:
+    connection.sendall(frame(encode_greeting(greeting)))
+
+
+def _answer(connection: socket.socket, backend: SigningBackend, digests: list[DigestToSign], chunk: int) -> bool:
     """Sign what is asked; True when the last answer was that the token is gone."""
-    leaves = {
-        key_ref: SealedLeaf(key_ref, bytes.fromhex(aes_key), bytes.fromhex(private_key))
-        for key_ref, (aes_key, private_key) in request["leaves"].items()
-    }
-    digests, chunk = request["digests"], request["chunk"]
     gone = False
     for first in range(0, len(digests), chunk):
-        results: list[list[object] | dict[str, str]] = []
-        for key_ref, digest in digests[first : first + chunk]:
+        results: list[TokenSignature | WalletError] = []
+        for leaf, digest in digests[first : first + chunk]:
             started = perf_counter()
             try:
-                signature = backend.sign(leaves[key_ref], Digest(bytes.fromhex(digest)))
-                results.append([signature.hex(), (perf_counter() - started) * 1000])
+                signature = backend.sign(leaf, digest)
+                results.append(TokenSignature(signature, (perf_counter() - started) * 1000))
                 gone = False
             except WalletError as error:
-                results.append(failure(error))
+                results.append(error)
                 gone = error.reason is Reason.TOKEN_UNAVAILABLE
-        connection.sendall(encode_frame({"results": results}))
+        connection.sendall(frame(encode_results(results)))
     return gone
 
 
@@ -83,7 +93,7 @@ def main() -> None:
     try:
         backend = make_backend(WorkerSettings())
     except WalletError as error:
-        connection.sendall(encode_frame({"refused": failure(error)}))
+        _greet(connection, {"refused": failure(error)})
         return
     serve(connection, backend)
 

@@ -12,16 +12,24 @@ import logging
 import socket
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from services.core.digests import Digest
 from services.core.errors import Reason, WalletError
+from services.runtime import fault_points
 from services.runtime.settings import SERVICES_DIR
 from services.runtime.token import ErrorOrigin, TokenIdentity
-from services.signer.backend import SealedLeaf
-from services.signer.frames import encode_frame, error_of, read_frame
+from services.signer.frames import (
+    DigestToSign,
+    TokenSignature,
+    decode_greeting,
+    decode_results,
+    encode_request,
+    error_of,
+    frame,
+    split_frame,
+)
 from services.signer.settings import PoolSettings
 
 _log = logging.getLogger(__name__)
@@ -38,18 +46,6 @@ _RESPAWN_PAUSES_S = (0.0, 0.2, 0.5, 1.0, 2.0)
 # Falls in a row without a single answer between: the second gives up the digest, the third the batch.
 _FALLS_FOR_DIGEST = 2
 _FALLS_FOR_BATCH = 3
-
-
-class DigestToSign(NamedTuple):
-    leaf: SealedLeaf
-    digest: Digest
-
-
-class TokenSignature(NamedTuple):
-    """What the token answered."""
-
-    raw_signature: bytes  # r ‖ s, unverified, s may be high
-    duration_ms: float
 
 
 class TokenFailure(NamedTuple):
@@ -77,14 +73,54 @@ class _Request:
         self.done: asyncio.Future[_Fall | None] = asyncio.get_running_loop().create_future()
 
 
+class _Pipe(asyncio.Protocol):
+    """Frames of a child as they come, without a task between the socket and who waits."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.greeting: asyncio.Future[bytes] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self.take: Callable[[bytes], None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        try:
+            while (body := split_frame(self._received)) is not None:
+                if self.take is not None:
+                    self.take(body)
+                elif not self.greeting.done():
+                    self.greeting.set_result(body)
+        except ValueError:
+            # Nonsense: this child is of no more use.
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.greeting.done():
+            self.greeting.set_exception(EOFError())
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def write(self, body: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(frame(body))
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
 class TokenWorker:
     """One child, from its greeting to its end."""
 
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        pipe: _Pipe,
         timeout_s: float,
         token: TokenIdentity,
         transport_key: bytes,
@@ -94,14 +130,14 @@ class TokenWorker:
         self.transport_key = transport_key
         self.waiting = 0  # digests not answered yet
         self._process = process
-        self._reader = reader
-        self._writer = writer
+        self._pipe = pipe
         self._timeout_s = timeout_s
         self._requests: deque[_Request] = deque()
         self._watchdog: asyncio.TimerHandle | None = None
         self._timed_out = False
         self._ended = False
-        self._reading = asyncio.create_task(self._read())
+        pipe.take = self._take
+        pipe.lost.add_done_callback(lambda _: self._end())
 
     @classmethod
     async def spawn(cls, command: Sequence[str], timeout_s: float) -> TokenWorker:
@@ -123,15 +159,15 @@ class TokenWorker:
             except OSError as error:
                 ours.close()
                 raise _unavailable("a signing child cannot be started", ErrorOrigin.SERVICE) from error
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        _, pipe = await asyncio.get_running_loop().create_unix_connection(_Pipe, sock=ours)
         try:
-            greeting = await asyncio.wait_for(read_frame(reader), _START_TIMEOUT_S)
+            greeting = decode_greeting(await asyncio.wait_for(pipe.greeting, _START_TIMEOUT_S))
             if "refused" in greeting:
                 raise error_of(greeting["refused"])
             token = TokenIdentity(**greeting["token"])
-            return cls(process, reader, writer, timeout_s, token, bytes.fromhex(greeting["transport_key"]))
+            return cls(process, pipe, timeout_s, token, bytes.fromhex(greeting["transport_key"]))
         except BaseException as error:
-            writer.close()
+            pipe.close()
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
@@ -153,23 +189,14 @@ class TokenWorker:
         self.waiting += request.size
         if len(self._requests) == 1:
             self._watch()
-        leaves = {leaf.key_ref: [leaf.wrapped_aes_key.hex(), leaf.wrapped_private_key.hex()] for leaf, _ in digests}
-        self._writer.write(
-            encode_frame(
-                {
-                    "leaves": leaves,
-                    "digests": [[leaf.key_ref, digest.hex()] for leaf, digest in digests],
-                    "chunk": chunk,
-                }
-            )
-        )
+        self._pipe.write(encode_request(digests, chunk))
         # A caller that gives up leaves its request in the queue: the child answers it, and nobody listens.
         fall = await request.done
         return request.answers, fall
 
     async def ended(self) -> None:
         """Return once the child is gone."""
-        await asyncio.shield(self._reading)
+        await asyncio.shield(self._pipe.lost)
         await self._process.wait()
 
     async def stop(self) -> None:
@@ -177,18 +204,28 @@ class TokenWorker:
         self._kill()
         await self.ended()
 
-    async def _read(self) -> None:
-        try:
-            while True:
-                for result in (await read_frame(self._reader))["results"]:
-                    self._answer(result)
-                self._watch()
-        except (EOFError, OSError, ValueError, KeyError, IndexError):
-            # End of file, or nonsense: either way this child is of no more use.
-            self._kill()
+    def _take(self, body: bytes) -> None:
+        """The results of one frame. Raises ValueError for what is none."""
+        for result in decode_results(body):
+            if not self._requests:
+                raise ValueError("a result that nobody asked for")
+            request = self._requests[0]
+            if isinstance(result, WalletError):
+                request.answers.append(TokenFailure(result, 0.0, asked=True))
+            else:
+                request.answers.append(result)
+            self.waiting -= 1
+            if len(request.answers) == request.size:
+                self._requests.popleft()
+                if not request.done.done():
+                    request.done.set_result(None)
+        self._watch()
+
+    def _end(self) -> None:
+        # The pipe may have ended before the child.
+        self._kill()
         self._ended = True
         self._stop_watching()
-        self._writer.close()
         if self._timed_out:
             error = WalletError(Reason.TOKEN_TIMEOUT, Reason.TOKEN_TIMEOUT.meaning, origin=ErrorOrigin.TOKEN)
         else:
@@ -197,19 +234,6 @@ class TokenWorker:
             if not request.done.done():
                 request.done.set_result(_Fall(error, at_head=place == 0))
         self._requests.clear()
-
-    def _answer(self, result: list[object] | dict[str, str]) -> None:
-        request = self._requests[0]
-        if isinstance(result, dict):
-            request.answers.append(TokenFailure(error_of(result), 0.0, asked=True))
-        else:
-            signature, duration_ms = result
-            request.answers.append(TokenSignature(bytes.fromhex(str(signature)), float(str(duration_ms))))
-        self.waiting -= 1
-        if len(request.answers) == request.size:
-            self._requests.popleft()
-            if not request.done.done():
-                request.done.set_result(None)
 
     def _watch(self) -> None:
         self._stop_watching()
@@ -300,7 +324,9 @@ class TokenPool:
             except WalletError as error:
                 rest = len(digests) - len(outcomes)
                 return outcomes + [TokenFailure(error, 0.0, asked=falls > 0)] * rest
+            fault_points.before("token", "sign")
             answers, fall = await worker.sign(digests[len(outcomes) :], chunk)
+            fault_points.after("token", "sign")
             outcomes.extend(answers)
             if fall is None or not (fall.at_head or answers):
                 continue

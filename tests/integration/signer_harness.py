@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -23,6 +26,7 @@ from services.signer.service import SignerService
 from services.signer.settings import SignerSettings
 from tests.fakes.evidence import FakeEvidence
 from tests.fakes.keys import FakeKeys
+from tests.integration.dependencies import ServiceDatabase
 from tools.stack.postgres import DatabaseServer
 
 FAULTY_WORKER = (sys.executable, "-m", "tests.fakes.faulty_token_worker")
@@ -111,6 +115,32 @@ def worker_environment(settings: SignerSettings) -> dict[str, str]:
     }
 
 
+@asynccontextmanager
+async def signer_replica(
+    own: ServiceDatabase, directory: Path, log: Log, keys: FakeKeys, sender: Address, policy: bytes | None = None
+) -> AsyncIterator[Harness]:
+    """One replica, with policy and transport key on record: the appends counted from here on are the test's."""
+    changes: dict[str, Any] = {"token_timeout_s": 1.0}
+    if policy is not None:
+        changes["policy_file"] = directory / "policy.yaml"
+        changes["policy_file"].write_bytes(policy)
+    settings = make_settings(directory, own.environment, **changes)
+    faults = directory / "faults"
+    faults.mkdir(exist_ok=True)
+    database = Database(settings)
+    stubs: Any = DirectStub(log), DirectStub(log), DirectStub(keys)
+    try:
+        with mock.patch.dict(os.environ, worker_environment(settings) | {"FAULTS_DIR": str(faults)}):
+            async with SignerService(settings, database, *stubs, worker_command=FAULTY_WORKER) as service:
+                harness = Harness(service, database, log, keys, sender, faults, own.server)
+                status = await harness.api.GetSignerStatus(signer_pb2.GetSignerStatusRequest(), None)
+                assert list(status.missing) == []
+                log.calls = 0
+                yield harness
+    finally:
+        await database.close()
+
+
 @dataclass
 class Harness:
     service: SignerService
@@ -126,9 +156,17 @@ class Harness:
         return self.service.servicer
 
     def request(
-        self, transfer_id: str, nonce: int, to: Address | None = RECEIVER, value_wei: int = 1, data: bytes = b""
+        self,
+        transfer_id: str,
+        nonce: int,
+        to: Address | None = RECEIVER,
+        value_wei: int = 1,
+        data: bytes = b"",
+        fee_wei: int = 10**9,
+        supersedes: str | None = None,
     ) -> signer_pb2.SignTransactionRequest:
-        tx = Eip1559Transaction(CHAIN, nonce, 1, 10**9, 21_000, to, value_wei, data)
+        """`fee_wei` is per gas, all of it the tip's too."""
+        tx = Eip1559Transaction(CHAIN, nonce, fee_wei, fee_wei, 21_000, to, value_wei, data)
         request = signer_pb2.SignTransactionRequest(
             transfer_id=transfer_id,
             unsigned_tx=encode_unsigned(tx),
@@ -136,9 +174,15 @@ class Harness:
             key=common_pb2.KeyVersion(key_id="k1", version=1),
             requester=common_pb2.Requester(actor="alice", source_ip="192.0.2.1"),
             traceparent=new_traceparent(),
+            supersedes=supersedes,
         )
         request.requester.requested_at.FromDatetime(datetime.now(UTC))
         return request
+
+    def superseding(
+        self, link_id: str, nonce: int, supersedes: str, fee_wei: int = 2 * 10**9
+    ) -> signer_pb2.SignTransactionRequest:
+        return self.request(link_id, nonce, self.sender, 0, fee_wei=fee_wei, supersedes=supersedes)
 
     async def sign(self, request: signer_pb2.SignTransactionRequest) -> signer_pb2.SignedTransaction:
         signed: signer_pb2.SignedTransaction = await self.api.SignTransaction(request, None)

@@ -19,11 +19,12 @@ from services.core.digests import Digest, recover, split_signature
 from services.core.errors import Reason, WalletError
 from services.runtime.settings import SERVICES_DIR, TokenSettings
 from services.signer.backend import SealedLeaf, SigningBackend
+from services.signer.frames import DigestToSign, TokenSignature
 from services.signer.pkcs11_backend import Pkcs11Backend
 from services.signer.settings import PoolSettings, SignerSettings, WorkerSettings
 from services.signer.software_backend import SoftwareBackend
 from services.signer.token_worker import make_backend
-from services.signer.workers import DigestToSign, TokenFailure, TokenPool, TokenSignature
+from services.signer.workers import TokenFailure, TokenPool
 from tests.fakes.keys import wrap_leaf
 from tools.stack.tokens import Token
 

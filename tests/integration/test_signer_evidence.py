@@ -43,7 +43,7 @@ async def signer(
     keys = FakeKeys()
     database = Database(settings)
     stub: Any = DirectStub(keys)
-    async with SignerService(settings, database, log.client.stub, stub) as service:
+    async with SignerService(settings, database, log.client.stub, log.client.stub, stub) as service:
         yield Harness(service, database, Log(), keys, keys.add("k1"), tmp_path, own.server)
     await database.close()
 
@@ -66,7 +66,7 @@ async def test_a_signature_and_a_refusal_verify_offline(signer: Harness, log: Ru
     request = signer.request("t-1", 0)
     signed = await signer.sign(request)
     # Its database lost, the signer answers what the log holds.
-    signer.server.execute("DELETE FROM signer.register")
+    signer.server.execute("SET session_replication_role = replica; DELETE FROM signer.register")
     assert await signer.sign(request) == signed
     proof = await _verify(log, "t-1", tmp_path, "--state", "SIGNED")
     assert proof.returncode == 0, proof.stdout + proof.stderr
@@ -76,6 +76,19 @@ async def test_a_signature_and_a_refusal_verify_offline(signer: Harness, log: Ru
     assert refusal.value.reason is Reason.POLICY_DENIED
     proof = await _verify(log, "t-2", tmp_path)
     assert proof.returncode == 0, proof.stdout + proof.stderr
+
+
+async def test_a_bump_and_a_superseding_link_verify_offline(signer: Harness, log: RunningLog, tmp_path: Path) -> None:
+    request = signer.request("t-1", 0)
+    bump = signer.request("t-1", 0, fee_wei=2 * 10**9)
+    bump.traceparent = request.traceparent
+    await signer.sign(request)
+    await signer.sign(bump)
+    await signer.sign(signer.superseding("t-1:cancel", 0, "t-1", 3 * 10**9))
+    await signer.sign(signer.superseding("gap:1", 1, ""))
+    for link_id in ("t-1", "t-1:cancel", "gap:1"):
+        proof = await _verify(log, link_id, tmp_path, "--state", "SIGNED")
+        assert proof.returncode == 0, proof.stdout + proof.stderr
 
 
 async def test_a_batch_goes_through_the_real_log(signer: Harness) -> None:

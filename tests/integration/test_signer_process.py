@@ -20,6 +20,7 @@ from protos.wallet.v1.signer_pb2_grpc import SignerStub
 from services.core.errors import Reason, WalletError
 from services.core.transactions import decode_raw, decode_unsigned
 from services.runtime.channel import PeerChannel, as_channel
+from services.runtime.evidence_log import APPENDING
 from services.runtime.server import GrpcServer
 from services.runtime.settings import SERVICES_DIR, ServiceSettings
 from tests.fakes.keys import FakeKeys
@@ -54,6 +55,7 @@ async def running(
     log, keys = Log(), FakeKeys()
     evidence = GrpcServer("evidence", _settings(dev_ca, "evidence"), ["wallet.v1.Evidence"])
     evidence_pb2_grpc.add_EvidenceServicer_to_server(log, evidence.grpc)
+    evidence.report(APPENDING, serving=True)
     keys_server = GrpcServer("keys", _settings(dev_ca, "keys"), ["wallet.v1.Keys"])
     keys_pb2_grpc.add_KeysServicer_to_server(keys, keys_server.grpc)
     hmac_key = tmp_path / "hmac.key"

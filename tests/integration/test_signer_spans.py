@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from services.core.errors import Reason, WalletError
@@ -18,6 +17,7 @@ from services.runtime.db import Database
 from services.runtime.telemetry import stored_context
 from services.signer.service import SignerService
 from tests.fakes.keys import FakeKeys
+from tests.fakes.recorded_spans import recording_provider
 from tests.integration.conftest import ServiceDatabase
 from tests.integration.signer_harness import BURN, DirectStub, Harness, Log, make_settings, worker_environment
 
@@ -25,8 +25,7 @@ from tests.integration.signer_harness import BURN, DirectStub, Harness, Log, mak
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider = recording_provider(exporter)
     monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
     return exporter
 
@@ -44,7 +43,7 @@ async def signer(
         monkeypatch.setenv(name, value)
     log, keys = Log(), FakeKeys()
     database = Database(settings)
-    stubs: Any = DirectStub(log), DirectStub(keys)
+    stubs: Any = DirectStub(log), DirectStub(log), DirectStub(keys)
     async with SignerService(settings, database, *stubs) as service:
         yield Harness(service, database, log, keys, keys.add("k1"), tmp_path, own.server)
     await database.close()

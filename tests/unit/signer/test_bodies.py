@@ -16,8 +16,9 @@ from services.core.digests import CURVE_ORDER, Signature, keccak256
 from services.core.transactions import Eip1559Transaction, encode_unsigned, signing_digest
 from services.runtime.settings import SERVICES_DIR
 from services.runtime.token import TokenIdentity
-from services.signer.bodies import Intended, Requester, intent_body, signature_body
-from services.signer.policy import Decision, parse_policy
+from services.signer.bodies import ClientSignature, Intended, Requester, intent_body, signature_body
+from services.signer.policy import Decision
+from services.signer.policy_document import parse_policy
 
 _POLICY = parse_policy(Path(SERVICES_DIR / "signer" / "default_policy.yaml").read_bytes())
 _texts = st.none() | st.text(max_size=40)
@@ -34,7 +35,16 @@ _transactions = st.builds(
     st.binary(max_size=80),
 )
 _times = st.datetimes(datetime(1970, 1, 2), datetime(9999, 1, 1)).map(lambda at: at.replace(tzinfo=UTC))
-_requesters = st.builds(Requester, _texts, _texts, _texts, _times)
+_client_signatures = st.builds(
+    ClientSignature,
+    st.text(max_size=20),
+    st.binary(min_size=32, max_size=32),
+    st.text(max_size=80),
+    st.binary(max_size=100),
+    st.binary(min_size=64, max_size=64),
+    st.binary(max_size=200),
+)
+_requesters = st.builds(Requester, _texts, _texts, _texts, _times, st.none() | _client_signatures)
 _decisions = st.builds(Decision, st.booleans(), st.lists(st.text(max_size=30), max_size=3).map(tuple))
 
 
@@ -67,6 +77,10 @@ def test_an_intent(
         "client_fingerprint": requester.client_fingerprint,
         "requested_at": format_time(requester.requested_at),
     }
+    if (signed := requester.client_signature) is not None:
+        members["client_signature"] = {
+            name: value if isinstance(value, str) else to_hex(value) for name, value in signed._asdict().items()
+        }
     assert intent_body(intended, _POLICY, decision) == canonical_json(members)
 
 

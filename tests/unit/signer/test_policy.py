@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from services.core.addresses import Address
 from services.core.errors import Reason, WalletError
-from services.signer.policy import Policy, Terms, parse_policy
+from services.signer.policy import Policy, Terms
+from services.signer.policy_document import parse_policy
 
 DEFAULT_POLICY = Path(__file__).parents[3] / "services" / "signer" / "default_policy.yaml"
+SENDER = Address(b"\x44" * 20)
 FRIEND = Address(b"\x11" * 20)
 STRANGER = Address(b"\x22" * 20)
 ENEMY = Address(b"\x33" * 20)
@@ -60,14 +62,14 @@ def _call(receiver: Address, selector: bytes = TRANSFER) -> bytes:
     ],
 )
 def test_what_is_denied_and_by_which_rule(terms: Terms, rule: str) -> None:
-    decision = _policy().decide(terms)
+    decision = _policy().decide(terms, SENDER, ())
     assert not decision.allowed
     assert decision.word == "deny"
     assert decision.rules == (rule,)
 
 
 def test_what_is_allowed_names_every_rule_that_allowed_it() -> None:
-    decision = _policy().decide(Terms(1, FRIEND, 100, _call(STRANGER)))
+    decision = _policy().decide(Terms(1, FRIEND, 100, _call(STRANGER)), SENDER, ())
     assert decision.allowed
     assert decision.word == "allow"
     assert decision.rules == (
@@ -76,13 +78,13 @@ def test_what_is_allowed_names_every_rule_that_allowed_it() -> None:
         "destinations.allow: 0x" + "11" * 20,
         "selectors.allow: 0xa9059cbb",
     )
-    assert _policy().decide(Terms(10, FRIEND, 5, b"")).allowed
+    assert _policy().decide(Terms(10, FRIEND, 5, b""), SENDER, ()).allowed
 
 
 def test_an_empty_policy_allows_nothing() -> None:
     policy = _policy("{version: 1, name: nothing, rules: {}}")
     for terms in (Terms(1, FRIEND, 0, b""), Terms(1, None, 0, b"\x60")):
-        assert not policy.decide(terms).allowed
+        assert not policy.decide(terms, SENDER, ()).allowed
 
 
 def test_the_document_is_named_by_its_bytes() -> None:
@@ -133,14 +135,14 @@ def test_a_mixed_case_address_must_carry_its_checksum() -> None:
 def test_the_default_policy() -> None:
     policy = parse_policy(DEFAULT_POLICY.read_bytes())
     ether = 10**18
-    assert policy.decide(Terms(31337, STRANGER, 1000 * ether, b"")).allowed
-    assert policy.decide(Terms(31337, STRANGER, 0, _call(FRIEND))).allowed
-    assert policy.decide(Terms(31337, None, 0, b"\x60\x80")).allowed
-    assert not policy.decide(Terms(31337, STRANGER, 1000 * ether + 1, b"")).allowed
-    assert not policy.decide(Terms(1, STRANGER, 1, b"")).allowed
-    assert not policy.decide(Terms(31337, Address(bytes(20)), 1, b"")).allowed
-    assert not policy.decide(Terms(31337, STRANGER, 0, _call(Address(bytes(20))))).allowed
-    assert not policy.decide(Terms(31337, STRANGER, 0, bytes.fromhex("a22cb465"))).allowed
+    assert policy.decide(Terms(31337, STRANGER, 1000 * ether, b""), SENDER, ()).allowed
+    assert policy.decide(Terms(31337, STRANGER, 0, _call(FRIEND)), SENDER, ()).allowed
+    assert policy.decide(Terms(31337, None, 0, b"\x60\x80"), SENDER, ()).allowed
+    assert not policy.decide(Terms(31337, STRANGER, 1000 * ether + 1, b""), SENDER, ()).allowed
+    assert not policy.decide(Terms(1, STRANGER, 1, b""), SENDER, ()).allowed
+    assert not policy.decide(Terms(31337, Address(bytes(20)), 1, b""), SENDER, ()).allowed
+    assert not policy.decide(Terms(31337, STRANGER, 0, _call(Address(bytes(20)))), SENDER, ()).allowed
+    assert not policy.decide(Terms(31337, STRANGER, 0, bytes.fromhex("a22cb465")), SENDER, ()).allowed
 
 
 _addresses = st.binary(min_size=20, max_size=20).map(Address)
@@ -170,7 +172,7 @@ def test_any_rule_is_understood_or_refused_by_name(rule: Any, name: str) -> None
     read = _policy_or_refusal(yaml.safe_dump({"version": 1, "name": "any", "rules": {name: rule}}).encode())
     if isinstance(read, Policy):
         # Whatever one rule says, alone it allows nothing.
-        assert not read.decide(Terms(1, FRIEND, 0, b"")).allowed
+        assert not read.decide(Terms(1, FRIEND, 0, b""), SENDER, ()).allowed
     else:
         assert read.reason is Reason.INVALID_REQUEST
         assert read.details["field"]
@@ -201,5 +203,5 @@ def test_allowed_means_listed_not_denied_and_within_the_limit(
             },
         }
     )
-    decision = _policy(document).decide(Terms(1, to, value_wei, b""))
+    decision = _policy(document).decide(Terms(1, to, value_wei, b""), SENDER, ())
     assert decision.allowed == (to in allowed and to not in denied and value_wei <= limit_wei)
