@@ -17,6 +17,10 @@ from services.runtime.server import GrpcServer, run_service, wait_for_stop
 from services.runtime.settings import read_secret
 from services.txbuilder.building import Builder
 from services.txbuilder.chain import ChainReader
+from services.txbuilder.gap_store import GapStore
+from services.txbuilder.gaps import GapSearch
+from services.txbuilder.replacement_store import ReplacementStore
+from services.txbuilder.replacing import Replacer
 from services.txbuilder.servicer import TxBuilderServicer
 from services.txbuilder.settings import TxBuilderSettings
 from services.txbuilder.store import Store
@@ -40,7 +44,8 @@ async def main(settings: TxBuilderSettings) -> None:
         fee_cap_wei=settings.fee_cap_wei,
     )
     server = GrpcServer("txbuilder", settings, [_SERVICE_NAME])
-    servicer = TxBuilderServicer(builder, chain, store, lock)
+    replacer = Replacer(store, ReplacementStore(database), chain, fee_cap_wei=settings.fee_cap_wei)
+    servicer = TxBuilderServicer(builder, replacer, GapSearch(GapStore(database), chain), chain, store, lock)
     txbuilder_pb2_grpc.add_TxBuilderServicer_to_server(servicer, server.grpc)
     async with server:
         await wait_for_stop()

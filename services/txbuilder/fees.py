@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.core.errors import Reason, WalletError
+
+# The default of geth, and of those who follow it.
+_PRICE_BUMP_PERCENT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,54 @@ def gas_price(fees: Fees, market: Market) -> int:
         price = market.base_fee_wei + market.base_fee_wei // 8 + 1 + market.priority_fee_wei
     check_cap("gas_price_wei", price, market)
     return price
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """What a transaction offers, wei per gas. A legacy or EIP-2930 one offers its price as both."""
+
+    max_fee_wei: int
+    priority_fee_wei: int
+
+
+def outbid(known: Sequence[Bid], market: Market, cap_wei: int, *, one_price: bool) -> Bid:
+    """A bid that nodes take in place of every one of `known`, and at least the market's, up to `cap_wei`.
+
+    Source: go-ethereum, `core/txpool/legacypool/list.go`, `list.Add`: both fees 10 % up, and above what they were.
+
+    Raises:
+        WalletError: FEE_CAP_REACHED, with what is needed, when the nodes' rule or the next block asks for more than
+            `cap_wei`.
+    """
+    max_fee = max((_raised(bid.max_fee_wei) for bid in known), default=0)
+    tip = max((_raised(bid.priority_fee_wei) for bid in known), default=0)
+    if one_price:
+        max_fee = tip = max(max_fee, tip)
+    field = "gas_price_wei" if one_price else "max_fee_per_gas_wei"
+    check_fee_cap(field, max(max_fee, market.base_fee_wei), cap_wei)
+    if one_price:
+        price = max(max_fee, min(gas_price(Fees(), market), cap_wei))
+        return Bid(price, price)
+    market_fee, market_tip = dynamic_fee(Fees(), market)
+    max_fee = max(max_fee, min(market_fee, cap_wei))
+    return Bid(max_fee, min(max(tip, market_tip), max_fee))
+
+
+def check_fee_cap(field: str, needed_wei: int, cap_wei: int) -> None:
+    """Raises WalletError FEE_CAP_REACHED; wei per gas."""
+    if needed_wei > cap_wei:
+        raise WalletError(
+            Reason.FEE_CAP_REACHED,
+            Reason.FEE_CAP_REACHED.meaning,
+            field=field,
+            rule=f"is at most {cap_wei}",
+            needed_wei=str(needed_wei),
+            cap_wei=str(cap_wei),
+        )
+
+
+def _raised(fee_wei: int) -> int:
+    return max(-(-fee_wei * (100 + _PRICE_BUMP_PERCENT) // 100), fee_wei + 1)
 
 
 def check_cap(field: str, cap_wei: int, market: Market) -> None:

@@ -16,7 +16,9 @@ from services.runtime.rpc_errors import to_item_error
 from services.txbuilder.building import Builder
 from services.txbuilder.chain import ChainReader
 from services.txbuilder.fees import Fees, Market, check_cap, check_gas_limit
-from services.txbuilder.store import Reservation, Store
+from services.txbuilder.gaps import GapSearch
+from services.txbuilder.replacing import Replacer
+from services.txbuilder.store import AccountKey, Reservation, Store
 from services.txbuilder.transfers import (
     Draft,
     Options,
@@ -39,8 +41,18 @@ _KINDS = {
 
 
 class TxBuilderServicer(txbuilder_pb2_grpc.TxBuilderServicer):
-    def __init__(self, builder: Builder, chain: ChainReader, store: Store, lock: LeaseLock) -> None:
+    def __init__(
+        self,
+        builder: Builder,
+        replacer: Replacer,
+        gaps: GapSearch,
+        chain: ChainReader,
+        store: Store,
+        lock: LeaseLock,
+    ) -> None:
         self._builder = builder
+        self._replacer = replacer
+        self._gaps = gaps
         self._chain = chain
         self._store = store
         self._lock = lock
@@ -108,6 +120,45 @@ class TxBuilderServicer(txbuilder_pb2_grpc.TxBuilderServicer):
             refuse("transfer_id", "is there")
         await self._store.release(request.transfer_id)
         return pb.ReleaseNonceResponse()
+
+    async def BumpTransaction(self, request: pb.BumpTransactionRequest, context: Context) -> pb.BuiltTransaction:
+        if not request.transfer_id:
+            refuse("transfer_id", "is there")
+        found, version = await self._replacer.bump(request.transfer_id, request.replacement)
+        return pb.BuiltTransaction(
+            transfer_id=request.transfer_id,
+            unsigned_tx=version.unsigned_tx,
+            nonce=found.nonce,
+            gas_limit=found.gas_limit,
+            max_fee_wei=str(version.max_fee_wei),
+        )
+
+    async def BuildSuperseding(self, request: pb.BuildSupersedingRequest, context: Context) -> pb.BuiltTransaction:
+        if not request.transfer_id:
+            refuse("transfer_id", "is there")
+        if request.supersedes == request.transfer_id:
+            refuse("supersedes", "is another transfer")
+        if len(request.from_address) != 20:
+            refuse("from_address", "has 20 bytes")
+        account = AccountKey(
+            format_chain_id(check_chain(request.chain_id, self._chain.chain_ids)), Address(request.from_address)
+        )
+        return _from_reservation(
+            await self._replacer.supersede(request.transfer_id, account, request.nonce, request.supersedes)
+        )
+
+    async def ListGaps(self, request: pb.ListGapsRequest, context: Context) -> pb.ListGapsResponse:
+        return pb.ListGapsResponse(
+            gaps=[
+                pb.Gap(
+                    chain_id=gap.account.chain_id,
+                    from_address=gap.account.address,
+                    nonce=gap.nonce,
+                    transfer_id=gap.transfer_id,
+                )
+                for gap in await self._gaps.run(request.older_than_ms / 1000)
+            ]
+        )
 
     async def GetBuilderStatus(self, request: pb.GetBuilderStatusRequest, context: Context) -> pb.BuilderStatus:
         reply = pb.BuilderStatus(lock_available=await self._lock.available())

@@ -21,6 +21,10 @@ class AccountKey:
     chain_id: str
     address: Address
 
+    @property
+    def columns(self) -> dict[str, object]:
+        return {"chain_id": self.chain_id, "address": self.address}
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -106,12 +110,23 @@ class Store:
             return int(epoch.scalar_one())
 
     async def committed_wei(self, account: AccountKey, from_nonce: int) -> int:
-        """What unmined reservations of the account may still cost: those from `from_nonce` on."""
+        """What unmined reservations of the account may still cost, replacements included: those from `from_nonce` on.
+
+        A superseding link counts beside the transfer that it supersedes, though one of them is mined: 21,000 gas more.
+        """
         async with self._database.statement() as connection:
             total = await connection.execute(
+                # Two sums, one an index.
                 text("""
-                    SELECT coalesce(sum(cost_wei), 0) FROM txbuilder.reservations
-                    WHERE chain_id = :chain_id AND address = :address AND nonce >= :from_nonce
+                    SELECT (
+                        SELECT coalesce(sum(cost_wei), 0) FROM txbuilder.reservations
+                        WHERE chain_id = :chain_id AND address = :address AND nonce >= :from_nonce
+                            AND (supersedes IS NULL OR supersedes = '')
+                    ) + (
+                        SELECT coalesce(sum(cost_wei), 0) FROM txbuilder.reservations
+                        WHERE chain_id = :chain_id AND address = :address AND nonce >= :from_nonce
+                            AND supersedes IS NOT NULL AND supersedes <> ''
+                    )
                 """),
                 {"chain_id": account.chain_id, "address": account.address, "from_nonce": Decimal(from_nonce)},
             )
@@ -128,7 +143,7 @@ class Store:
             WalletError: LEASE_LOST when a newer epoch exists; NONCE_CONFLICT when one of the transfers was built or
                 voided meanwhile: look again.
         """
-        async with _conflicts_by_meaning(), self._database.begin() as connection:
+        async with conflicts_by_meaning(), self._database.begin() as connection:
             sequence = await _open_sequence(connection, account, mined_nonce, finalized_nonce, epoch)
             reservations = allocate(sequence)
             await _insert(connection, account, reservations)
@@ -138,14 +153,14 @@ class Store:
                         DELETE FROM txbuilder.free_nonces
                         WHERE chain_id = :chain_id AND address = :address AND nonce = ANY (CAST(:nonces AS numeric[]))
                     """),
-                    {**_key(account), "nonces": [Decimal(nonce) for nonce in sequence.taken_free]},
+                    {**account.columns, "nonces": [Decimal(nonce) for nonce in sequence.taken_free]},
                 )
             await connection.execute(
                 text("""
                     UPDATE txbuilder.accounts SET next_nonce = :next_nonce
                     WHERE chain_id = :chain_id AND address = :address
                 """),
-                {**_key(account), "next_nonce": Decimal(sequence.next_nonce)},
+                {**account.columns, "next_nonce": Decimal(sequence.next_nonce)},
             )
             return reservations
 
@@ -157,7 +172,8 @@ class Store:
     async def release(self, transfer_id: str) -> None:
         """Give the transfer's nonce back, once. A transfer without one gets a tombstone: a late build is refused.
 
-        Only for transfers that the signer has voided.
+        Only for transfers that the signer has voided. A nonce that a superseding link spends, or shares with the
+        transfer that it supersedes, is nobody's to take.
         """
         async with self._database.begin() as connection:
             await connection.execute(
@@ -167,15 +183,28 @@ class Store:
                 """),
                 {"transfer_id": transfer_id},
             )
-            # The primary key serialises this with a build of the same transfer: its row is there, or ours is.
+            # The primary key serialises this with a build of the same transfer: its row is there, or ours is. The row's
+            # lock serialises it with superseding: what comes after sees the superseding link, or none comes.
+            await connection.execute(
+                text("SELECT FROM txbuilder.reservations WHERE transfer_id = :transfer_id FOR UPDATE"),
+                {"transfer_id": transfer_id},
+            )
             await connection.execute(
                 text("""
                     WITH held AS (
                         SELECT transfer_id, chain_id, address, nonce FROM txbuilder.reservations
-                        WHERE transfer_id = :transfer_id AND nonce IS NOT NULL FOR UPDATE
+                        WHERE transfer_id = :transfer_id AND nonce IS NOT NULL
                     ), freed AS (
                         INSERT INTO txbuilder.free_nonces (chain_id, address, nonce)
-                        SELECT chain_id, address, nonce FROM held
+                        SELECT chain_id, address, nonce FROM held h WHERE NOT EXISTS (
+                            SELECT FROM txbuilder.reservations o
+                            WHERE o.chain_id = h.chain_id AND o.address = h.address AND o.nonce = h.nonce
+                                AND o.supersedes IS NOT NULL AND o.transfer_id <> h.transfer_id
+                        ) AND NOT EXISTS (
+                            SELECT FROM txbuilder.reservations o
+                            WHERE o.chain_id = h.chain_id AND o.address = h.address AND o.nonce = h.nonce
+                                AND (o.supersedes IS NULL OR o.supersedes = '') AND o.transfer_id <> h.transfer_id
+                        )
                     )
                     UPDATE txbuilder.reservations r SET nonce = NULL FROM held h WHERE r.transfer_id = h.transfer_id
                 """),
@@ -184,7 +213,7 @@ class Store:
 
 
 @asynccontextmanager
-async def _conflicts_by_meaning() -> AsyncIterator[None]:
+async def conflicts_by_meaning() -> AsyncIterator[None]:
     try:
         yield
     except IntegrityError as error:
@@ -193,10 +222,6 @@ async def _conflicts_by_meaning() -> AsyncIterator[None]:
             "the transfer or its nonce was taken meanwhile",
             constraint=str(constraint_name(error)),
         ) from error
-
-
-def _key(account: AccountKey) -> dict[str, object]:
-    return {"chain_id": account.chain_id, "address": account.address}
 
 
 async def _open_sequence(
@@ -208,7 +233,7 @@ async def _open_sequence(
                 SELECT epoch, next_nonce FROM txbuilder.accounts
                 WHERE chain_id = :chain_id AND address = :address FOR UPDATE
             """),
-            _key(account),
+            account.columns,
         )
     ).one_or_none()
     if epoch is not None and (row is None or row.epoch != epoch):
@@ -219,7 +244,7 @@ async def _open_sequence(
             SELECT nonce FROM txbuilder.free_nonces
             WHERE chain_id = :chain_id AND address = :address AND nonce >= :finalized ORDER BY nonce
         """),
-        {**_key(account), "finalized": Decimal(finalized_nonce)},
+        {**account.columns, "finalized": Decimal(finalized_nonce)},
     )
     next_nonce = mined_nonce if stored is None else max(stored, finalized_nonce)
     return NonceSequence([int(row.nonce) for row in free], next_nonce)
@@ -238,7 +263,7 @@ async def _insert(connection: AsyncConnection, account: AccountKey, reservations
                  AS r (transfer_id, nonce, unsigned_tx, sha, gas_limit, cost, max_fee)
         """),
         {
-            **_key(account),
+            **account.columns,
             "ids": [reservation.transfer_id for reservation in reservations],
             "nonces": [Decimal(reservation.nonce) for reservation in reservations],
             "txs": [reservation.unsigned_tx for reservation in reservations],

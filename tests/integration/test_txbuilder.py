@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,67 +12,18 @@ from eth_abi import encode as abi_encode
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from services.core.account_ids import AccountIds
 from services.core.addresses import Address
 from services.core.errors import Code, Reason, WalletError
 from services.core.transactions import Eip1559Transaction, Eip2930Transaction, LegacyTransaction, decode_unsigned
-from services.runtime.db import Database
 from services.runtime.lock import LeaseLock
-from services.runtime.nodes import NodeAddress, Nodes
-from services.txbuilder.building import Builder
-from services.txbuilder.chain import ChainReader
-from services.txbuilder.fees import Fees
-from services.txbuilder.store import AccountKey, Reservation, Store
-from services.txbuilder.transfers import Draft, Options, Terms
-
-# anvil's first two development accounts, each with 10,000 ether.
-RICH = Address(bytes.fromhex("f39fd6e51aad88f6f4ce6ab8827279cfffb92266"))
-OTHER = Address(bytes.fromhex("70997970c51812dc3a010c7d01b50e0d17dc79c8"))
-POOR = Address(b"\x11" * 20)
-CHAIN = "eip155:31337"
-
-
-@dataclass
-class Bench:
-    builder: Builder
-    store: Store
-    nodes: Nodes
-    database: Database
-
-    async def rpc(self, method: str, *params: Any) -> Any:
-        return await self.nodes.chain(CHAIN).call(method, params)
+from services.txbuilder.store import Reservation
+from tests.integration.txbuilder_bench import ACCOUNT, OTHER, POOR, RICH, Bench, built, draft, running_bench
 
 
 @pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], redis_url: str, start_anvil: Callable[..., str]
-) -> AsyncIterator[Bench]:
-    url = start_anvil()
-    nodes = Nodes([NodeAddress(name, url, CHAIN) for name in ("node-a", "node-b", "node-c")], 2)
-    database = Database(service_database("txbuilder").settings)
-    client = Redis.from_url(redis_url)
-    store = Store(database)
-    builder = _builder(store, nodes, LeaseLock(client, lease_s=5, wait_s=1))
-    yield Bench(builder, store, nodes, database)
-    await client.aclose()
-    await nodes.close()
-    await database.close()
-
-
-def _builder(store: Store, nodes: Nodes, lock: LeaseLock) -> Builder:
-    return Builder(
-        store, ChainReader(nodes, 10**9), lock, AccountIds(b"k" * 32), gas_margin_percent=20, fee_cap_wei=10**12
-    )
-
-
-def draft(transfer_id: str, *, sender: Address = RICH, to: Address | None = OTHER, **other: Any) -> Draft:
-    options = Options(other.pop("kind", 2), Fees(**other.pop("fees", {})))
-    return Draft(transfer_id, Terms(31337, sender, to, other.pop("value_wei", 1), other.pop("data", b"")), options)
-
-
-def built(outcomes: list[Reservation | WalletError]) -> list[Reservation]:
-    assert not [outcome for outcome in outcomes if isinstance(outcome, WalletError)]
-    return [outcome for outcome in outcomes if isinstance(outcome, Reservation)]
+async def bench(service_database: Callable[[str], Any], redis_url: str, anvil: str) -> AsyncIterator[Bench]:
+    async with running_bench(service_database("txbuilder").settings, redis_url, anvil) as running:
+        yield running
 
 
 async def test_a_batch_takes_consecutive_nonces_and_a_repeat_answers_the_same_bytes(bench: Bench) -> None:
@@ -134,25 +84,22 @@ async def test_a_transfer_voided_before_it_was_built_gets_no_nonce_later(bench: 
 
 
 async def test_a_holder_that_was_paused_past_its_lease_cannot_write(bench: Bench) -> None:
-    account = AccountKey(CHAIN, RICH)
-    epoch = await bench.store.raise_epoch(account)
-    await bench.store.raise_epoch(account)
+    epoch = await bench.store.raise_epoch(ACCOUNT)
+    await bench.store.raise_epoch(ACCOUNT)
     with pytest.raises(WalletError) as refused:
-        await bench.store.reserve(account, epoch, 0, 0, lambda sequence: [])
+        await bench.store.reserve(ACCOUNT, epoch, 0, 0, lambda sequence: [])
     assert refused.value.reason is Reason.LEASE_LOST
 
 
 async def test_nonces_mined_by_others_are_retired_once_they_are_final(bench: Bench) -> None:
     built(await bench.builder.build([draft("t-0")]))
-    transaction = {"from": "0x" + RICH.hex(), "to": "0x" + OTHER.hex(), "value": "0x1"}
-    for _ in range(3):
-        await bench.rpc("eth_sendTransaction", transaction)
+    await bench.send_foreign(3)
     await bench.rpc("anvil_mine", "0x5")
     assert built(await bench.builder.build([draft("t-1")]))[0].nonce == 3
 
 
 async def test_a_new_account_starts_at_the_chains_count(bench: Bench) -> None:
-    await bench.rpc("eth_sendTransaction", {"from": "0x" + RICH.hex(), "to": "0x" + OTHER.hex(), "value": "0x1"})
+    await bench.send_foreign()
     assert built(await bench.builder.build([draft("t-0")]))[0].nonce == 1
 
 
@@ -221,7 +168,7 @@ async def test_a_draft_reserves_nothing(bench: Bench) -> None:
 
 async def test_without_redis_the_row_lock_alone_allocates(bench: Bench) -> None:
     gone = LeaseLock(Redis(port=1, socket_connect_timeout=0.2), lease_s=5, wait_s=0.5)
-    builder = _builder(bench.store, bench.nodes, gone)
+    builder = bench.builder_with(gone)
     assert built(await builder.build([draft("t-0")]))[0].nonce == 0
 
 
@@ -235,10 +182,9 @@ async def test_flushall_changes_nothing(bench: Bench, redis_url: str) -> None:
 async def test_the_database_itself_refuses_a_nonce_twice(bench: Bench) -> None:
     (one,) = built(await bench.builder.build([draft("t-0")]))
     twin = Reservation("t-twin", one.nonce, one.unsigned_tx, one.terms_sha256, one.gas_limit, one.cost_wei, 1)
-    account = AccountKey(CHAIN, RICH)
-    epoch = await bench.store.raise_epoch(account)
+    epoch = await bench.store.raise_epoch(ACCOUNT)
     with pytest.raises(WalletError) as refused:
-        await bench.store.reserve(account, epoch, 0, 0, lambda sequence: [twin])
+        await bench.store.reserve(ACCOUNT, epoch, 0, 0, lambda sequence: [twin])
     assert refused.value.reason is Reason.NONCE_CONFLICT
 
 

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.core.errors import Reason, WalletError
-from services.txbuilder.fees import Fees, Market, dynamic_fee, gas_price, intrinsic_gas, priority_fee, with_margin
+from services.txbuilder.fees import (
+    Bid,
+    Fees,
+    Market,
+    dynamic_fee,
+    gas_price,
+    intrinsic_gas,
+    outbid,
+    priority_fee,
+    with_margin,
+)
 
 MARKET = Market(block_number=7, block_gas_limit=30_000_000, base_fee_wei=1_000, priority_fee_wei=20)
 
@@ -62,3 +72,59 @@ def test_intrinsic_gas() -> None:
     assert intrinsic_gas(b"", creates=False) == 21_000
     assert intrinsic_gas(b"\x00\x01", creates=False) == 21_020
     assert intrinsic_gas(b"\x01" * 33, creates=True) == 21_000 + 32_000 + 33 * 16 + 4
+
+
+QUIET = Market(block_number=7, block_gas_limit=30_000_000, base_fee_wei=0, priority_fee_wei=0)
+
+
+def geth_replaces(old: Bid, new: Bid) -> bool:
+    """go-ethereum, core/txpool/legacypool/list.go, list.Add."""
+    return (
+        new.max_fee_wei > old.max_fee_wei
+        and new.priority_fee_wei > old.priority_fee_wei
+        and new.max_fee_wei >= old.max_fee_wei * 110 // 100
+        and new.priority_fee_wei >= old.priority_fee_wei * 110 // 100
+    )
+
+
+@given(
+    fees=st.lists(st.tuples(st.integers(0, 10**11), st.integers(0, 10**11)), min_size=1, max_size=4),
+    base=st.integers(0, 10**11),
+    one_price=st.booleans(),
+)
+def test_a_replacement_is_what_geth_takes_and_what_the_market_asks(
+    fees: list[tuple[int, int]], base: int, one_price: bool
+) -> None:
+    market = Market(1, 30_000_000, base, 10**9)
+    known = [Bid(max(pair), min(pair)) for pair in fees]
+    bid = outbid(known, market, 10**13, one_price=one_price)
+    assert all(geth_replaces(old, bid) for old in known)
+    assert bid.max_fee_wei >= (gas_price(Fees(), market) if one_price else dynamic_fee(Fees(), market)[0])
+    assert bid.priority_fee_wei >= market.priority_fee_wei
+    assert bid.priority_fee_wei <= bid.max_fee_wei
+    assert not one_price or bid.priority_fee_wei == bid.max_fee_wei
+
+
+def test_fees_are_raised_by_a_tenth_rounded_up() -> None:
+    assert outbid([Bid(1_001, 11)], QUIET, 10**9, one_price=False) == Bid(1_102, 13)
+
+
+def test_the_cap_stands_against_the_rule_and_only_bounds_the_market() -> None:
+    assert outbid([Bid(1_000, 10)], QUIET, 1_100, one_price=False) == Bid(1_100, 11)
+    assert outbid([Bid(1_000, 10)], MARKET, 1_500, one_price=False) == Bid(1_500, 20)
+    with pytest.raises(WalletError) as refused:
+        outbid([Bid(1_000, 10)], QUIET, 1_099, one_price=False)
+    assert refused.value.reason is Reason.FEE_CAP_REACHED
+    assert refused.value.details == {
+        "field": "max_fee_per_gas_wei",
+        "rule": "is at most 1099",
+        "needed_wei": "1100",
+        "cap_wei": "1099",
+    }
+
+
+def test_a_cap_below_the_base_fee_is_not_spent_on_a_replacement() -> None:
+    with pytest.raises(WalletError) as refused:
+        outbid([Bid(10, 1)], MARKET, 999, one_price=True)
+    assert refused.value.reason is Reason.FEE_CAP_REACHED
+    assert refused.value.details["needed_wei"] == "1000"
