@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 
+from services.broadcaster.refusals import SETTLED, Meaning, refusal
 from services.core.canonical import canonical_json, format_time, to_hex
 from services.core.grammar import accepts
 from services.runtime.json_rpc import Call, NotJsonRpc, answers_by_id, encode_batch, encode_call
@@ -14,9 +15,6 @@ from services.runtime.nodes import HttpAnswer
 
 # Twice that in hex, and the rest of the body, stay below 1 MiB. No answer to eth_sendRawTransaction is near it.
 MAX_ANSWER_BYTES = 256 * 1024
-
-# JSON-RPC has no code for it; the words of geth, Erigon, Besu, anvil and Nethermind.
-_NONCE_SPENT = (b"nonce too low", b"nonce is too low", b"oldnonce")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +32,12 @@ class NodeResponse:
 
     body: bytes  # canonical, for the log
     is_answered: bool  # there was an HTTP answer
-    is_usable: bool  # by a node that works: another need not be asked
-    # The node says that the account's nonce is past this one's: mined, or another transaction is.
-    is_nonce_spent: bool = False
+    meaning: Meaning = Meaning.UNKNOWN
+
+    @property
+    def is_settled(self) -> bool:
+        """Another node need not be asked."""
+        return self.meaning in SETTLED
 
 
 def http_request(ids: Sequence[int], raw_txs: Sequence[bytes]) -> HttpRequest:
@@ -95,8 +96,7 @@ def node_responses(
                 "received_at": format_time(answer.received_at),
             }
         )
-        is_nonce_spent = not is_accepted and any(words in part.lower() for words in _NONCE_SPENT)
-        responses.append(NodeResponse(body, True, answer.status == 200, is_nonce_spent))
+        responses.append(NodeResponse(body, True, _meaning(part, is_accepted, answer.status)))
     return responses
 
 
@@ -114,7 +114,13 @@ def no_response(node: str, attempt: int, received_at: datetime) -> NodeResponse:
             "received_at": format_time(received_at),
         }
     )
-    return NodeResponse(body, is_answered=False, is_usable=False)
+    return NodeResponse(body, is_answered=False)
+
+
+def _meaning(part: bytes, is_accepted: bool, status: int) -> Meaning:
+    if is_accepted:
+        return Meaning.ACCEPTED
+    return refusal(part) if status == 200 else Meaning.UNKNOWN
 
 
 def _parts(request: HttpRequest, answer: HttpAnswer) -> dict[int, bytes]:

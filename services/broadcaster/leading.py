@@ -7,19 +7,28 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from services.broadcaster.chain_store import ChainStore
+from services.broadcaster import telemetry
 from services.broadcaster.evidence_log import PatientLog
+from services.broadcaster.inclusion_store import InclusionStore
+from services.broadcaster.leader_transactions import LeaderTransactions
+from services.broadcaster.outbox import Outbox
+from services.broadcaster.request_store import RequestStore
+from services.broadcaster.requesting import Requester
 from services.broadcaster.sending import Sender
 from services.broadcaster.settings import BroadcasterSettings
 from services.broadcaster.store import Store
+from services.broadcaster.verdicts import Verdicts
+from services.broadcaster.waiting import WaitingChecker
+from services.broadcaster.waiting_store import WaitingStore
 from services.broadcaster.watching import Watcher
 from services.core.errors import Reason, WalletError
+from services.runtime import attributes
 from services.runtime.db import Database
 from services.runtime.nodes import ChainNodes
 
 _log = logging.getLogger(__name__)
 
-_PAUSE_S = 1.0  # after a failure
+_PAUSE_S = 1.0  # after a failure, and between two looks whether a chain was mended
 
 
 class ChainLeader:
@@ -73,33 +82,77 @@ class ChainLeader:
             await asyncio.sleep(_PAUSE_S)
 
     async def _lead(self, epoch: int) -> None:
-        chain_store = ChainStore(self._database, self._chain.chain_id, epoch)
+        transactions = LeaderTransactions(self._database, self._chain.chain_id, epoch)
+        outbox = Outbox(transactions)
+        waiting_store = WaitingStore(transactions)
         watcher = Watcher(
-            chain_store,
+            InclusionStore(transactions, outbox),
+            waiting_store,
+            outbox,
             self._log,
             self._chain,
             interval_s=self._settings.watch_interval_s,
             safe_patience_s=self._settings.safe_patience_s,
             changed=self._changed,
             freed=self.wake,
+            broken=lambda cause: self._break(epoch, cause),
         )
-        sender = Sender(
-            chain_store,
+        requests = RequestStore(transactions, outbox)
+        verdicts = Verdicts(self._chain.required)
+        requester = Requester(
+            requests,
+            outbox,
             self._log,
             self._chain,
-            max_in_flight=self._settings.max_in_flight,
+            verdicts,
             resend_after_s=self._settings.resend_after_s,
             changed=self._changed,
             revisit=watcher.revisit,
+        )
+        sender = Sender(
+            requests,
+            requester,
+            self._chain,
+            max_in_flight=self._settings.max_in_flight,
             is_behind=lambda: watcher.is_behind,
+        )
+        checker = WaitingChecker(
+            waiting_store,
+            self._chain,
+            watcher,
+            verdicts,
+            stall_after_s=self._settings.stall_after_s,
+            interval_s=self._settings.nonce_check_s,
+            changed=self._changed,
+            freed=self.wake,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_lease(epoch))
-            await sender.recover()
+            await self._until_whole()
+            await requester.recover()
             await watcher.recover()
             self._sender = sender
             group.create_task(sender.run())
             group.create_task(watcher.run())
+            group.create_task(checker.run())
+
+    async def _break(self, epoch: int, cause: str) -> None:
+        """Durable before anything else follows from it: no replica goes on until an operator mends the chain."""
+        await self._store.break_chain(self._chain.chain_id, epoch, cause)
+        telemetry.chains_broken.add(1, {attributes.WALLET_CHAIN_ID: self._chain.chain_id})
+        _log.critical(
+            "the chain is broken: nothing is sent or proven on it until an operator mends it",
+            extra={"chain_id": self._chain.chain_id, "cause": cause},
+        )
+
+    async def _until_whole(self) -> None:
+        """Hold the lease and do nothing while the chain is broken."""
+        is_told = False
+        while (cause := (await self._store.broken_chains()).get(self._chain.chain_id)) is not None:
+            if not is_told:
+                _log.critical("the chain is broken", extra={"chain_id": self._chain.chain_id, "cause": cause})
+                is_told = True
+            await asyncio.sleep(_PAUSE_S)
 
     async def _keep_lease(self, epoch: int) -> None:
         while True:

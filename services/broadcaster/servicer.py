@@ -16,7 +16,7 @@ from protos.wallet.v1 import broadcaster_pb2 as pb
 from protos.wallet.v1 import broadcaster_pb2_grpc
 from services.broadcaster.leading import ChainLeader
 from services.broadcaster.store import Event, Store
-from services.broadcaster.submission import NewSubmission, State, Submission, check_submission
+from services.broadcaster.submission import NewSubmission, StallCause, State, Submission, check_submission
 from services.core.errors import WalletError, refuse
 from services.runtime.nodes import Node, Nodes, quantity
 from services.runtime.rpc_errors import to_item_error
@@ -24,7 +24,7 @@ from services.runtime.rpc_errors import to_item_error
 MAX_ITEMS = 1_000
 _EVENTS = 500
 _POLL_S = 1.0  # other replicas write events too
-_STATUS_TIMEOUT_S = 2.0
+_STATUS_TIMEOUT_S = 1.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -92,9 +92,12 @@ class BroadcasterServicer(broadcaster_pb2_grpc.BroadcasterServicer):
     async def GetBroadcasterStatus(
         self, request: pb.GetBroadcasterStatusRequest, context: Context
     ) -> pb.BroadcasterStatus:
+        broken = await self._store.broken_chains()
         nodes = [node for chain in self._nodes.chains for node in chain.nodes]
         return pb.BroadcasterStatus(
-            nodes=await asyncio.gather(*map(_node_status, nodes)), nodes_required=self._nodes.required
+            nodes=await asyncio.gather(*map(_node_status, nodes)),
+            nodes_required=self._nodes.required,
+            broken_chains=[pb.BrokenChain(chain_id=chain_id, cause=cause) for chain_id, cause in broken.items()],
         )
 
     def _check(self, request: pb.SubmitTransactionRequest) -> NewSubmission:
@@ -133,13 +136,24 @@ _STATES = {
     State.INCLUDED: pb.SUBMISSION_STATE_INCLUDED,
     State.SAFE: pb.SUBMISSION_STATE_SAFE,
     State.FINALIZED: pb.SUBMISSION_STATE_FINALIZED,
+    State.NONCE_SPENT: pb.SUBMISSION_STATE_NONCE_SPENT,
+}
+_STALLS = {
+    None: pb.STALL_CAUSE_UNSPECIFIED,
+    StallCause.NOT_MINED: pb.STALL_CAUSE_NOT_MINED,
+    StallCause.UNDERPRICED: pb.STALL_CAUSE_UNDERPRICED,
+    StallCause.INSUFFICIENT_FUNDS: pb.STALL_CAUSE_INSUFFICIENT_FUNDS,
 }
 _SHOWS_BLOCK = frozenset({State.INCLUDED, State.SAFE, State.FINALIZED})
 
 
 def _to_submission(submission: Submission) -> pb.Submission:
     reply = pb.Submission(
-        transfer_id=submission.transfer_id, tx_hash=submission.tx_hash, state=_STATES[submission.state]
+        transfer_id=submission.transfer_id,
+        tx_hash=submission.tx_hash,
+        state=_STATES[submission.state],
+        stall=_STALLS[submission.stall],
+        newest_tx_hash=submission.newest_tx_hash,
     )
     # A block is known before its inclusion is entered; it is shown with it.
     if submission.state in _SHOWS_BLOCK:

@@ -21,6 +21,19 @@ class State(StrEnum):
     INCLUDED = "INCLUDED"
     SAFE = "SAFE"
     FINALIZED = "FINALIZED"
+    # A transaction that is not of this transfer has its nonce, and is finalized on k nodes.
+    NONCE_SPENT = "NONCE_SPENT"
+
+
+CLOSED = frozenset({State.FINALIZED, State.NONCE_SPENT})
+
+
+class StallCause(StrEnum):
+    """Why the newest transaction is not mined, as far as k nodes tell."""
+
+    NOT_MINED = "NOT_MINED"
+    UNDERPRICED = "UNDERPRICED"
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +51,10 @@ class NewSubmission:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Where a submission stands, for its caller. Block fields are None before inclusion."""
+    """Where a submission stands, for its caller. Block fields are None before inclusion.
+
+    `tx_hash` is the mined transaction's, else the newest one's.
+    """
 
     transfer_id: str
     tx_hash: bytes
@@ -46,6 +62,8 @@ class Submission:
     block_number: int | None
     block_hash: bytes | None
     receipt_status: int | None
+    stall: StallCause | None
+    newest_tx_hash: bytes
 
 
 def check_submission(
@@ -73,6 +91,18 @@ def check_submission(
     if nonce > MAX_NONCE:
         refuse("nonce", f"is at most {MAX_NONCE}")
     return NewSubmission(transfer_id, tx_hash(raw_tx), chain_id, from_address, nonce, raw_tx, traceparent)
+
+
+def is_replacement(raw_tx: bytes, other: bytes) -> bool:
+    """Whether two raw transactions of one account differ in nothing but fees, gas limit and form."""
+    (one, _), (two, _) = decode_raw(raw_tx), decode_raw(other)
+    return (one.chain_id, one.nonce, one.to, one.value_wei, one.data) == (
+        two.chain_id,
+        two.nonce,
+        two.to,
+        two.value_wei,
+        two.data,
+    )
 
 
 def taken(field: str) -> WalletError:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.core.canonical import to_hex
@@ -24,9 +23,23 @@ BATCH = "broadcaster.batch"  # a round that serves several transfers, in a trace
 WATCH = "broadcaster.watch"  # a look at the chain that found something, in a trace of its own
 _MAX_LINKS = 128
 
-_SCOPE = InstrumentationScope("goldenlink.broadcaster", "")
+_SCOPE = "goldenlink.broadcaster"
 
-_tracer = trace.get_tracer(_SCOPE.name)
+_tracer = trace.get_tracer(_SCOPE)
+_meter = metrics.get_meter(_SCOPE)
+
+refusals = _meter.create_counter(
+    "wallet.broadcaster.refusals", unit="{transaction}", description="Transactions that a node refused, by meaning."
+)
+stalls = _meter.create_counter(
+    "wallet.broadcaster.stalls", unit="{transfer}", description="Transfers that were marked as stalled, not mined."
+)
+nonces_spent = _meter.create_counter(
+    "wallet.broadcaster.nonces_spent", unit="{transfer}", description="Transfers whose nonce others have for good."
+)
+chains_broken = _meter.create_counter(
+    "wallet.broadcaster.chains_broken", unit="{chain}", description="Chains that contradicted a final block."
+)
 
 
 class ChainSpans:
@@ -34,7 +47,7 @@ class ChainSpans:
 
     def __init__(self, chain_id: str) -> None:
         self._chain_id = chain_id
-        self._spans = TransferSpans(trace.get_tracer(_SCOPE.name), _SCOPE)
+        self._spans = TransferSpans(trace.get_tracer(_SCOPE))
 
     def start(self, name: str, traceparent: str, tx_hash: bytes) -> TransferSpan:
         """A span in the transfer's trace; the caller ends it."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -42,10 +43,28 @@ DEVELOPMENT_KEY = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5ef
 NODE_NAMES = ("node-a", "node-b", "node-c")
 
 
+class LyingNode(node_proxy.Node):
+    """Tells what `lie` makes of a call and the chain's own response to it: an object with result or error."""
+
+    lie: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] | None = None
+
+    async def _ask(self, body: bytes, content_type: str) -> tuple[int, bytes, str]:
+        status, answer, answered_type = await super()._ask(body, content_type)
+        if self.lie is not None:
+            request, told = json.loads(body), json.loads(answer)
+            if isinstance(request, list):
+                calls = {call["id"]: call for call in request}
+                told = [self.lie(calls[one["id"]], one) for one in told]
+            else:
+                told = self.lie(request, told)
+            answer = json.dumps(told).encode()
+        return status, answer, answered_type
+
+
 class ProxiedNodes:
     """Three named nodes before one chain, in this process."""
 
-    def __init__(self, nodes: dict[str, node_proxy.Node], urls: dict[str, str]) -> None:
+    def __init__(self, nodes: dict[str, LyingNode], urls: dict[str, str]) -> None:
         self.nodes = nodes
         self.urls = urls
 
@@ -55,6 +74,7 @@ class ProxiedNodes:
     def heal(self) -> None:
         for node in self.nodes.values():
             node.fault = None
+            node.lie = None
 
     def write(self, path: Path, names: tuple[str, ...] = NODE_NAMES) -> Path:
         path.write_text(json.dumps([{"name": n, "url": self.urls[n], "chain_id": CHAIN_ID} for n in names]))
@@ -66,7 +86,7 @@ class ProxiedNodes:
 async def proxied_nodes(upstream: str) -> AsyncIterator[ProxiedNodes]:
     runners = []
     async with aiohttp.ClientSession(auto_decompress=False) as session:
-        nodes = {name: node_proxy.Node(name, upstream, session) for name in NODE_NAMES}
+        nodes = {name: LyingNode(name, upstream, session) for name in NODE_NAMES}
         urls = {}
         for name, node in nodes.items():
             application = web.Application(client_max_size=1 << 26)
@@ -111,6 +131,7 @@ class Transfer:
     nonce: int
     raw_tx: bytes
     unsigned_tx: bytes
+    version: int = 0
     traceparent: str = field(default_factory=new_traceparent)
 
     @property
@@ -133,13 +154,35 @@ SENDER = address_of_public_key(_key.public_key.format())
 
 
 def make_transfer(
-    transfer_id: str, nonce: int, value_wei: int = 1, data: bytes = b"", gas_limit: int = 100_000
+    transfer_id: str,
+    nonce: int,
+    value_wei: int = 1,
+    data: bytes = b"",
+    gas_limit: int = 100_000,
+    tip_wei: int = 10**9,
+    fee_wei: int = 10**11,
 ) -> Transfer:
     to = Address(b"\x11" * 20)
-    tx = Eip1559Transaction(31337, nonce, 10**9, 10**11, gas_limit, to, value_wei, data)
+    return _signed(transfer_id, Eip1559Transaction(31337, nonce, tip_wei, fee_wei, gas_limit, to, value_wei, data))
+
+
+def bumped(transfer: Transfer, percent: int) -> Transfer:
+    """The same transfer, with fees that are higher by so much: to be signed and submitted after it."""
+    tx, _ = decode_raw(transfer.raw_tx)
+    assert isinstance(tx, Eip1559Transaction)
+    dearer = replace(
+        tx,
+        max_priority_fee_per_gas_wei=tx.max_priority_fee_per_gas_wei * (100 + percent) // 100,
+        max_fee_per_gas_wei=tx.max_fee_per_gas_wei * (100 + percent) // 100,
+    )
+    made = _signed(transfer.transfer_id, dearer)
+    return replace(made, version=transfer.version + 1, traceparent=transfer.traceparent)
+
+
+def _signed(transfer_id: str, tx: Eip1559Transaction) -> Transfer:
     signed = _key.sign_recoverable(signing_digest(tx), hasher=None)
     signature = Signature(int.from_bytes(signed[:32], "big"), int.from_bytes(signed[32:64], "big"), signed[64])
-    return Transfer(transfer_id, nonce, assemble_raw(tx, signature), encode_unsigned(tx))
+    return Transfer(transfer_id, tx.nonce, assemble_raw(tx, signature), encode_unsigned(tx))
 
 
 def signed_entries(transfer: Transfer) -> list[Append]:
@@ -179,8 +222,15 @@ def signed_entries(transfer: Transfer) -> list[Append]:
     }
     trace_id, span_id = transfer.traceparent[3:35], transfer.traceparent[36:52]
     return [
-        Append(transfer.transfer_id, "intent:0", "intent", trace_id, span_id, canonical_json(intent)),
-        Append(transfer.transfer_id, "signature:0", "signature", trace_id, span_id, canonical_json(signed)),
+        Append(transfer.transfer_id, f"intent:{transfer.version}", "intent", trace_id, span_id, canonical_json(intent)),
+        Append(
+            transfer.transfer_id,
+            f"signature:{transfer.version}",
+            "signature",
+            trace_id,
+            span_id,
+            canonical_json(signed),
+        ),
     ]
 
 
@@ -226,13 +276,13 @@ class Rig:
         async def watching() -> bool:
             return bool(await self.rows("SELECT 1 FROM broadcaster.blocks"))
 
-        await _until(watching)
+        await eventually(watching)
 
     async def until_entered(self, transfer: Transfer, entry_id: str) -> None:
         async def entered() -> bool:
             return entry_id in dict(await self.entries(transfer))
 
-        await _until(entered)
+        await eventually(entered)
 
     async def until_mined(self, transfer: Transfer) -> None:
         """And two blocks more, so that the watch is past it."""
@@ -242,7 +292,7 @@ class Rig:
             latest = int(await self.rpc("eth_blockNumber"), 16)
             return receipt is not None and latest >= int(receipt["blockNumber"], 16) + 2
 
-        await _until(mined)
+        await eventually(mined)
 
     async def rows(self, sql: str) -> list[Any]:
         async with self.database.statement() as connection:
@@ -251,6 +301,34 @@ class Rig:
     async def sign(self, *transfers: Transfer) -> None:
         for outcome in await self.evidence.log.sequencer.append([e for t in transfers for e in signed_entries(t)]):
             assert not isinstance(outcome, Exception), outcome
+
+    async def mine(self, count: int = 1) -> None:
+        await self.rpc("anvil_mine", hex(count))
+
+    async def status(self, transfer: Transfer) -> pb.Submission:
+        request = pb.GetSubmissionRequest(transfer_id=transfer.transfer_id)
+        return await self.servicer.GetSubmission(request, None)  # type: ignore[arg-type]
+
+    async def until_status(
+        self, transfer: Transfer, holds: Callable[[pb.Submission], bool], timeout_s: float = 30.0
+    ) -> pb.Submission:
+        submission = pb.Submission()
+
+        async def shown() -> bool:
+            nonlocal submission
+            submission = await self.status(transfer)
+            return holds(submission)
+
+        await eventually(shown, timeout_s)
+        return submission
+
+    async def until_known(self, transfer: Transfer) -> None:
+        """The chain's pool, or a block, has it."""
+
+        async def known() -> bool:
+            return await self.rpc("eth_getTransactionByHash", to_hex(transfer.tx_hash)) is not None
+
+        await eventually(known)
 
     async def submit(self, *transfers: Transfer) -> None:
         request = pb.SubmitTransactionsRequest(items=[transfer.request() for transfer in transfers])
@@ -280,13 +358,14 @@ class Rig:
         return [(row.entry_id, json.loads(row.body or b"{}")) for row in rows]
 
     async def rpc(self, method: str, *params: Any) -> Any:
+        """The result; None for an error, too."""
         async with (
             aiohttp.ClientSession() as session,
             session.post(
                 self.chain_url, json={"jsonrpc": "2.0", "id": 1, "method": method, "params": list(params)}
             ) as response,
         ):
-            return (await response.json())["result"]
+            return (await response.json()).get("result")
 
 
 @asynccontextmanager
@@ -318,7 +397,19 @@ async def rig(
             await made.database.close()
 
 
-async def _until(holds: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
+async def verify(made: Rig, transfer: Transfer, directory: Path) -> None:
+    """The transfer's bundle passes the stand-alone verifier."""
+    (directory / "trust.json").write_bytes(made.evidence.log.trust)
+    (directory / "bundle.json").write_bytes(await made.evidence.log.client.bundle(transfer.transfer_id))
+    verifier = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tools.verify", str(directory / "bundle.json"), str(directory / "trust.json")),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await verifier.communicate()
+    assert verifier.returncode == 0, output.decode()
+
+
+async def eventually(holds: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
     async with asyncio.timeout(timeout_s):
         while True:
             if await holds():

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from protos.wallet.v1 import broadcaster_pb2 as pb
 from protos.wallet.v1 import evidence_pb2
-from services.broadcaster import watching
+from services.broadcaster import proving
 from services.broadcaster.inclusion import prove_inclusions
 from services.core.canonical import canonical_json
 from services.core.errors import Reason, WalletError
+from tests.fakes.recorded_spans import spans_of_this_process
 from tests.integration.broadcaster_rig import SENDER, Rig, make_transfer, rig
 from tests.integration.running_evidence import DevCa
 
@@ -368,7 +365,7 @@ async def test_blocks_that_were_passed_are_looked_at_once_for_all_that_they_hold
         proven.append(block_hash)
         return prove_inclusions(block, receipts, opaque, block_hash, tx_hashes)
 
-    monkeypatch.setattr(watching, "prove_inclusions", count)
+    monkeypatch.setattr(proving, "prove_inclusions", count)
     await broadcaster.sign(*transfers)
     await broadcaster.submit(*transfers)
     await broadcaster.until(FINALIZED, *transfers)
@@ -424,12 +421,7 @@ async def test_the_bundle_of_a_finalized_transfer_verifies(broadcaster: Rig, tmp
 
 
 async def test_a_transfers_spans_are_bounded_and_in_its_trace(broadcaster: Rig) -> None:
-    exporter = InMemorySpanExporter()
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
-        trace.set_tracer_provider(provider)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    exporter = spans_of_this_process()
     lone = make_transfer("t-0", 0)
     batch = [make_transfer(f"t-{nonce}", nonce) for nonce in (1, 2)]
     await broadcaster.sign(lone, *batch)
@@ -438,7 +430,6 @@ async def test_a_transfers_spans_are_bounded_and_in_its_trace(broadcaster: Rig) 
     await broadcaster.submit(*batch)
     await broadcaster.until(FINALIZED, *batch)
     spans = exporter.get_finished_spans()
-    exporter.shutdown()
     for transfer in (lone, *batch):
         own = [
             span

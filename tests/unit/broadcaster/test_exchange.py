@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.broadcaster.exchange import HttpRequest, http_request, no_response, node_responses, request_bodies
+from services.broadcaster.refusals import Meaning
 from services.core.canonical import from_hex, to_hex
 from services.core.digests import keccak256
 from services.core.entries import Kind, check_body
@@ -58,10 +59,10 @@ def test_each_element_of_a_batch_is_cut_out_exactly() -> None:
     accepted, refused = responses(request, answer(b"[" + second + b", " + first + b"]"))
     assert from_hex(json.loads(accepted.body)["body"]) == first
     assert json.loads(accepted.body)["tx_hash"] == to_hex(HASHES[0])
-    assert (accepted.is_usable, accepted.is_nonce_spent) == (True, False)
+    assert (accepted.is_settled, accepted.meaning) == (True, Meaning.ACCEPTED)
     assert from_hex(json.loads(refused.body)["body"]) == second
     assert json.loads(refused.body)["tx_hash"] is None
-    assert (refused.is_answered, refused.is_usable, refused.is_nonce_spent) == (True, True, True)
+    assert (refused.is_answered, refused.is_settled, refused.meaning) == (True, True, Meaning.NONCE_SPENT)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'[{"jsonrpc":"2.0","id":9,"result":"0x"}]', b'{"id":null}'])
@@ -76,13 +77,14 @@ def test_a_lone_answer_is_kept_whatever_it_is() -> None:
     (response,) = responses(http_request([7], RAW[:1]), answer(b"busy", 503))
     document = json.loads(response.body)
     assert (document["http_status"], from_hex(document["body"])) == (503, b"busy")
-    assert (response.is_answered, response.is_usable) == (True, False)
+    assert (response.is_answered, response.meaning) == (True, Meaning.UNKNOWN)
 
 
 def test_another_hash_is_no_acceptance() -> None:
     body = f'{{"jsonrpc":"2.0","id":7,"result":"{to_hex(HASHES[1])}"}}'.encode()
     (response,) = responses(http_request([7], RAW[:1]), answer(body))
     assert json.loads(response.body)["tx_hash"] is None
+    assert response.meaning is Meaning.UNKNOWN
 
 
 def test_an_answer_too_large_for_the_log_is_none() -> None:

@@ -6,8 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from services.broadcaster.chain_store import Height
-from services.broadcaster.watching import Watcher, _Block, _View
+from services.broadcaster.inclusion_store import Height
+from services.broadcaster.views import Block, View
+from services.broadcaster.watching import Watcher
 
 NODES = ("node-a", "node-b")
 
@@ -15,6 +16,7 @@ NODES = ("node-a", "node-b")
 class Chain:
     chain_id = "eip155:31337"
     required = 2
+    nodes = ()
 
 
 class Store:
@@ -23,8 +25,8 @@ class Store:
     def __init__(self) -> None:
         self.heights: list[tuple[int, Height, tuple[str, ...]]] = []
 
-    async def blocks(self) -> dict[int, bytes]:
-        return {10: _hash(10)}
+    async def blocks(self) -> tuple[dict[int, bytes], int]:
+        return {10: _hash(10)}, -1
 
     async def pending_inclusions(self) -> list[Any]:
         return []
@@ -43,8 +45,8 @@ def _hash(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-def _block(number: int) -> _Block:
-    return _Block(number, _hash(number), _hash(number - 1), ())
+def _block(number: int) -> Block:
+    return Block(number, _hash(number), _hash(number - 1), ())
 
 
 async def test_nothing_is_called_safe_that_no_node_says_so_of_at_this_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,22 +55,25 @@ async def test_nothing_is_called_safe_that_no_node_says_so_of_at_this_look(monke
     watcher = Watcher(
         cast(Any, store),
         cast(Any, None),
+        cast(Any, None),
+        cast(Any, None),
         cast(Any, Chain()),
         interval_s=0.1,
         safe_patience_s=0.0,
         changed=lambda: None,
         freed=lambda: None,
+        broken=cast(Any, None),
     )
     await watcher.recover()
     heads = iter([(11, 10), (40, 30)])
 
-    async def ask() -> list[_View]:
+    async def ask() -> list[View]:
         latest, safe = next(heads)
         cursor = 10 if latest == 11 else 11
         blocks = {number: _block(number) for number in range(cursor + 1, min(latest, cursor + 4) + 1)}
-        return [_View(name, _block(latest), _block(safe), None, blocks) for name in NODES]
+        return [View(name, _block(latest), _block(safe), None, blocks) for name in NODES]
 
-    monkeypatch.setattr(watcher, "_ask", ask)
+    monkeypatch.setattr(watcher, "_views", ask)
     await watcher.look()
     assert store.heights[-1] == (10, Height(-1, ()), NODES)
     assert not watcher.is_behind
