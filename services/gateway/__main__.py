@@ -12,7 +12,6 @@ from services.gateway.http_server import serve_http
 from services.gateway.peers import open_peers
 from services.gateway.personal import PersonalVault
 from services.gateway.settings import GatewaySettings
-from services.gateway.store import Store
 from services.gateway.telemetry import SIGNATURE_ROOTS
 from services.gateway.token_command import run_token_command, token_parser
 from services.runtime.db import Database
@@ -26,8 +25,8 @@ _log = logging.getLogger(__name__)
 async def serve(settings: GatewaySettings) -> None:
     database = Database(settings)
     peers = open_peers(settings)
-    gateway = Gateway(Store(database), peers, PersonalVault.open(settings.gateway_encryption_key_file))
-    app = create_app(gateway, settings.docs_assets_dir)
+    gateway = Gateway(database, peers, PersonalVault.open(settings.gateway_encryption_key_file), settings)
+    app = create_app(gateway, settings.docs_assets_dir, settings.public_scheme)
     working = asyncio.create_task(gateway.run())
     try:
         async with serve_http(app, settings.http_host, settings.http_port, settings.shutdown_grace_s) as port:

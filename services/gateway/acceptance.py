@@ -15,6 +15,7 @@ from opentelemetry.trace import Link
 from protos.wallet.v1 import keys_pb2, txbuilder_pb2
 from services.core.canonical import canonical_json
 from services.core.errors import Code, Reason, WalletError
+from services.gateway.chain_health import ChainHealth
 from services.gateway.credentials import Credential
 from services.gateway.identifier import IdentifierSource
 from services.gateway.peers import Peers
@@ -50,20 +51,22 @@ class Acceptance:
         peers: Peers,
         vault: PersonalVault,
         identifiers: IdentifierSource,
+        chains: ChainHealth,
         wake: Callable[[set[AccountKey]], None],
     ) -> None:
         self._store = store
         self._peers = peers
         self._vault = vault
         self._identifiers = identifiers
+        self._chains = chains
         self._wake = wake
 
     async def accept(self, requests: Sequence[TransferRequest], submitter: Submitter, *, batch: bool) -> list[Transfer]:
         """Store the transfers once for this key and body, and answer them as they stand now.
 
         Raises:
-            WalletError: IDEMPOTENCY_KEY_REUSED; NOT_FOUND for an account; whatever rule a transfer breaks, with the
-                index of each bad item of a batch. Nothing is stored then.
+            WalletError: IDEMPOTENCY_KEY_REUSED; NOT_FOUND for an account; CHAIN_BROKEN; whatever rule a transfer
+                breaks, with the index of each bad item of a batch. Nothing is stored then.
         """
         # (1) Seen before? The key belongs to the credential, the comparison to the parsed request's canonical form.
         body_sha256 = _request_hash(requests, batch=batch)
@@ -73,6 +76,9 @@ class Acceptance:
             return await self._replay(record, body_sha256)
         # (2) Whose keys: each distinct sender, once.
         accounts = await self._accounts(requests, batch=batch)
+        for chain_id in {account.chain_id for account in accounts}:
+            if (broken := self._chains.broken(chain_id)) is not None:
+                raise broken
         # (3) What exactly: rules of the chain, call data encoded. All or nothing.
         terms = await self._terms(requests, accounts, batch=batch)
         for request, account, term in zip(requests, accounts, terms, strict=True):

@@ -16,7 +16,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from services.core.errors import Reason, WalletError
+from services.gateway.access import IDEMPOTENCY_KEY
 from services.gateway.credentials import Authenticator
+from services.gateway.decision_routes import router as decision_router
 from services.gateway.gateway import Gateway
 from services.gateway.http_gate import HttpGate, route_templates
 from services.gateway.problems import (
@@ -31,7 +33,9 @@ from services.gateway.routes import router
 _DESCRIPTION = (
     "A transfer is accepted with 202 and carried to a finalized block; every step is an entry of a tamper-evident log. "
     "Every response carries `X-Trace-ID` and `traceparent`; `X-Request-ID` is passed through. "
-    "Amounts are decimal strings of wei. Every refusal is problem details (RFC 9457)."
+    "Amounts are decimal strings of wei. Every refusal is problem details (RFC 9457). "
+    "`Content-Digest` (RFC 9530) is checked where it is sent; a credential with a registered key signs what it changes "
+    "(RFC 9421, docs/API-SIGNATURES.md)."
 )
 # The HTTP gate makes the one server span. FastAPI's own would begin a second trace below it, obey the caller's flag
 # and carry the client's address.
@@ -44,7 +48,7 @@ _NO_TELEMETRY_OF_ITS_OWN: TelemetryConfig = {
 }
 
 
-def create_app(gateway: Gateway, docs_assets_dir: Path | None = None) -> ASGIApp:
+def create_app(gateway: Gateway, docs_assets_dir: Path | None = None, public_scheme: str = "http") -> ASGIApp:
     app = FastAPI(
         title="Golden Link",
         version="1",
@@ -57,7 +61,9 @@ def create_app(gateway: Gateway, docs_assets_dir: Path | None = None) -> ASGIApp
         _serve_docs(app, docs_assets_dir)
     app.state.gateway = gateway
     app.state.authenticator = Authenticator(gateway.store)
+    app.state.public_scheme = public_scheme
     app.include_router(router)
+    app.include_router(decision_router)
     app.add_exception_handler(WalletError, _on_wallet_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -65,7 +71,7 @@ def create_app(gateway: Gateway, docs_assets_dir: Path | None = None) -> ASGIApp
     app.add_exception_handler(Exception, _on_unexpected)
     document = _openapi(app)
     app.openapi = lambda: document  # type: ignore[method-assign]
-    routes = [route for route in [*app.routes, *router.routes] if isinstance(route, Route)]
+    routes = [route for route in [*app.routes, *router.routes, *decision_router.routes] if isinstance(route, Route)]
     return HttpGate(app, route_templates(routes))
 
 
@@ -125,4 +131,5 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             for parameter in operation.get("parameters", []):
                 if parameter["name"] == "Idempotency-Key":
                     parameter["required"] = True
+                    parameter["schema"] = {"type": "string", "pattern": IDEMPOTENCY_KEY.pattern}
     return document

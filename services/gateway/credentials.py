@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from services.core.errors import Reason, WalletError
+from services.gateway.client_keys import ClientKey
 
 _TOKEN = re.compile(r"gl_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _CACHE_S = 5.0
@@ -37,6 +38,8 @@ class Credential:
     secret_sha256: bytes
     expires_at: datetime | None
     revoked_at: datetime | None
+    # Revoked ones too: who has ever had a key signs, and with every key revoked changes nothing.
+    client_keys: tuple[ClientKey, ...] = ()
 
 
 class CredentialStore(Protocol):

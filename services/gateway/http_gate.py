@@ -18,6 +18,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.core.errors import Reason, WalletError
+from services.gateway.content_digest import check_content_digest
 from services.gateway.problems import TRACEPARENT_KEY, problem_response
 from services.gateway.telemetry import SIGNATURE_ROOTS, tracer
 from services.runtime import attributes
@@ -28,6 +29,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 # Asked every second by machines: no spans.
 _UNTRACED = frozenset({"/healthz", "/readyz"})
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+_SINGLE_HEADERS = ("Host", "Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID")
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +108,8 @@ class _Exchange:
 
         try:
             body = await self._read_body(receive)
+            _check_headers(self._headers, self._scope["http_version"])
+            check_content_digest(self._headers.getlist("content-digest"), body)
             await app(self._scope, _replay(body, receive), send_correlated)
         except _BodyTooLargeError:
             rule = f"at most {MAX_BODY_BYTES} bytes"
@@ -115,6 +120,8 @@ class _Exchange:
             await response(self._scope, receive, send_correlated)
         except _ClientGoneError:
             return
+        except WalletError as error:
+            await problem_response(self._scope, error)(self._scope, receive, send_correlated)
         except Exception:
             _log.exception("unhandled error in %s", self._scope["path"])
             if not self._started:
@@ -154,6 +161,16 @@ class _Exchange:
             self._span.set_attribute(attributes.ERROR_TYPE, reason)
         if status >= 500:
             self._span.set_status(Status(StatusCode.ERROR, reason))
+
+
+def _check_headers(headers: Headers, http_version: str) -> None:
+    """Raises WalletError: INVALID_REQUEST for a header that stands twice: each reader would choose another."""
+    # RFC 9112 §3.2: a request without Host is refused.
+    if http_version != "1.0" and "host" not in headers:
+        raise WalletError(Reason.INVALID_REQUEST, "Host is missing", field="Host", rule="is required")
+    for name in _SINGLE_HEADERS:
+        if len(headers.getlist(name)) > 1:
+            raise WalletError(Reason.INVALID_REQUEST, f"{name} stands twice", field=name, rule="stands once")
 
 
 class _BodyTooLargeError(Exception):

@@ -1,4 +1,4 @@
-"""The services that the gateway calls, one channel each."""
+"""The services that the gateway calls, one channel each; two to the log."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from protos.wallet.v1.signer_pb2_grpc import SignerStub
 from protos.wallet.v1.tracestore_pb2_grpc import TraceStoreStub
 from protos.wallet.v1.txbuilder_pb2_grpc import TxBuilderStub
 from services.runtime.channel import PeerChannel, as_channel
+from services.runtime.evidence_log import APPENDING
 from services.runtime.settings import ServiceSettings
 
 
@@ -24,6 +25,8 @@ class Peers:
     signer: Any
     broadcaster: Any
     evidence: Any
+    # To the replica that appends; the one above reads from any.
+    evidence_log: Any
     tracestore: Any
     channels: list[PeerChannel]
 
@@ -35,8 +38,8 @@ class Peers:
 def open_peers(settings: ServiceSettings) -> Peers:
     channels: list[PeerChannel] = []
 
-    def stub(kind: Any, peer: str) -> Any:
-        channels.append(PeerChannel(peer, settings))
+    def stub(kind: Any, peer: str, part: str | None = None) -> Any:
+        channels.append(PeerChannel(peer, settings, part))
         return kind(as_channel(channels[-1]))
 
     return Peers(
@@ -45,6 +48,7 @@ def open_peers(settings: ServiceSettings) -> Peers:
         signer=stub(SignerStub, "signer"),
         broadcaster=stub(BroadcasterStub, "broadcaster"),
         evidence=stub(EvidenceStub, "evidence"),
+        evidence_log=stub(EvidenceStub, "evidence", APPENDING),
         tracestore=stub(TraceStoreStub, "tracestore"),
         channels=channels,
     )

@@ -17,11 +17,13 @@ _KEY_BYTES = 32
 
 
 class Client(NamedTuple):
-    """Personal data: the credential's name, the peer's IP address, a fingerprint of its user agent."""
+    """Personal data: the credential's name, the peer's IP address, a fingerprint of its key or of its user agent."""
 
     actor: str
     source_ip: str
     client_fingerprint: str
+    # Serialised ClientSignature; empty where the credential has no key.
+    client_signature: bytes = b""
 
 
 class PersonalVault:
@@ -41,15 +43,21 @@ class PersonalVault:
 
     def seal(self, transfer_id: str, client: Client) -> bytes:
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, json.dumps(client).encode(), transfer_id.encode())
+        *texts, signature = client
+        # Without a signature the three texts that every version of this service reads.
+        plain = [*texts, signature.hex()] if signature else texts
+        return nonce + self._cipher.encrypt(nonce, json.dumps(plain).encode(), transfer_id.encode())
 
     def unseal(self, transfer_id: str, sealed: bytes) -> Client:
         """Raises cryptography's InvalidTag when the key or the row is another."""
         text = self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], transfer_id.encode())
-        return Client(*json.loads(text))
+        actor, source_ip, client_fingerprint, *signature = json.loads(text)
+        return Client(actor, source_ip, client_fingerprint, bytes.fromhex("".join(signature)))
 
 
 def requester(client: Client, requested_at: datetime) -> Requester:
     message = Requester(actor=client.actor, source_ip=client.source_ip, client_fingerprint=client.client_fingerprint)
     message.requested_at.FromDatetime(requested_at)
+    if client.client_signature:
+        message.client_signature.ParseFromString(client.client_signature)
     return message

@@ -170,11 +170,20 @@ class WalletRequest(_Strict):
     """A wallet. With an id of the caller's choice a repeated request makes no second one."""
 
     id: ResourceId | None = None
-    name: str = Field(default="", max_length=128)
+    # No control characters: PostgreSQL keeps no NUL, and a terminal is not to obey the others.
+    name: str = Field(default="", max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
     strength_bits: Literal[128, 160, 192, 224, 256] = 256
     recovery_recipient: Slot | None = Field(
         default=None, description="X25519 public key (0x-hex) that the mnemonic is encrypted to (HPKE)."
     )
+
+
+class ApprovalRequest(_Strict):
+    terms_sha256: Slot = Field(description="`terms_sha256` of the transfer: what is decided about.")
+
+
+class PolicyRequest(_Strict):
+    document: str = Field(min_length=1, max_length=262_144, description="The policy, YAML.")
 
 
 class AccountRequest(_Strict):

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request
-from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from protos.wallet.v1 import evidence_pb2, keys_pb2, signer_pb2, tracestore_pb2
@@ -17,10 +13,10 @@ from services.gateway.acceptance import Submitter
 from services.gateway.access import Operator, Reader, Staff, client_of, idempotency_key
 from services.gateway.credentials import Credential
 from services.gateway.events import event_stream, parse_last_event_id
-from services.gateway.gateway import Gateway
 from services.gateway.otlp import trace_document
 from services.gateway.problems import TRACEPARENT_KEY
 from services.gateway.requests import AccountRequest, TransferBatchRequest, TransferRequest, WalletRequest
+from services.gateway.routing import ResourceId, StrictRoute, gateway_of, json_response
 from services.gateway.status import suite_status
 from services.gateway.transfer import State, Transfer
 from services.gateway.views import (
@@ -42,51 +38,12 @@ _BUNDLE_WAIT_MS = 5_000
 # The wait and the work.
 _BUNDLE_TIMEOUT_S = 10.0
 
-ResourceId = Annotated[str, Path(pattern=r"^[A-Za-z0-9._:-]{1,64}$")]
 KeyHeader = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="1 to 255 visible ASCII characters; one key, one body, one result."),
 ]
 
-
-class _StrictRequest(Request):
-    """JSON without repeated members: what they mean would depend on the reader."""
-
-    async def json(self) -> Any:
-        return json.loads(await self.body(), object_pairs_hook=_distinct, parse_constant=_no_constant)
-
-
-class _StrictRoute(APIRoute):
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
-        handler = super().get_route_handler()
-
-        async def strict(request: Request) -> Response:
-            return await handler(_StrictRequest(request.scope, request.receive))
-
-        return strict
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise json.JSONDecodeError("a member stands twice in an object", "", 0)
-    return members
-
-
-def _no_constant(name: str) -> Any:
-    raise json.JSONDecodeError(f"{name} is not JSON", "", 0)
-
-
-router = APIRouter(route_class=_StrictRoute)
-
-
-def _gateway(request: Request) -> Gateway:
-    gateway: Gateway = request.app.state.gateway
-    return gateway
-
-
-def _json(view: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(view.model_dump_json(), status, headers, "application/json")
+router = APIRouter(route_class=StrictRoute)
 
 
 def _submitter(request: Request, credential: Credential, key: str | None) -> Submitter:
@@ -99,7 +56,7 @@ def _submitter(request: Request, credential: Credential, key: str | None) -> Sub
 
 
 async def _stored(request: Request, transfer_id: str) -> Transfer:
-    transfer = await _gateway(request).store.transfer(transfer_id)
+    transfer = await gateway_of(request).store.transfer(transfer_id)
     if transfer is None:
         raise WalletError(Reason.NOT_FOUND, "no such transfer", field="id", rule="names a transfer")
     return transfer
@@ -108,7 +65,7 @@ async def _stored(request: Request, transfer_id: str) -> Transfer:
 @router.post("/v1/wallets", status_code=201, response_model=WalletView, tags=["wallets"])
 async def create_wallet(request: Request, body: WalletRequest, credential: Operator) -> Response:
     """Make a seed in `keys`. The mnemonic leaves it only encrypted to `recovery_recipient`."""
-    gateway = _gateway(request)
+    gateway = gateway_of(request)
     message = keys_pb2.CreateWalletRequest(
         wallet_id=body.id or gateway.identifiers.next("w"),
         name=body.name,
@@ -116,13 +73,13 @@ async def create_wallet(request: Request, body: WalletRequest, credential: Opera
         recovery_recipient=bytes.fromhex(body.recovery_recipient[2:]) if body.recovery_recipient else b"",
     )
     view = wallet_view(await gateway.peers.keys.CreateWallet(message))
-    return _json(view, 201, {"Location": f"/v1/wallets/{view.id}"})
+    return json_response(view, 201, {"Location": f"/v1/wallets/{view.id}"})
 
 
 @router.get("/v1/wallets/{id}", response_model=WalletView, tags=["wallets"])
 async def read_wallet(request: Request, id: ResourceId, credential: Staff) -> Response:
     message = keys_pb2.GetWalletRequest(wallet_id=id)
-    return _json(wallet_view(await _gateway(request).peers.keys.GetWallet(message)))
+    return json_response(wallet_view(await gateway_of(request).peers.keys.GetWallet(message)))
 
 
 @router.post("/v1/wallets/{id}/accounts", status_code=201, response_model=AccountView, tags=["wallets"])
@@ -137,14 +94,14 @@ async def create_account(request: Request, id: ResourceId, body: AccountRequest,
         change=body.change,
         index=body.index,
     )
-    view = account_view(await _gateway(request).peers.keys.CreateAccount(message))
-    return _json(view, 201, {"Location": f"/v1/accounts/{view.id}"})
+    view = account_view(await gateway_of(request).peers.keys.CreateAccount(message))
+    return json_response(view, 201, {"Location": f"/v1/accounts/{view.id}"})
 
 
 @router.get("/v1/accounts/{id}", response_model=AccountView, tags=["wallets"])
 async def read_account(request: Request, id: ResourceId, credential: Staff) -> Response:
     message = keys_pb2.GetAccountRequest(account_id=id)
-    return _json(account_view(await _gateway(request).peers.keys.GetAccount(message)))
+    return json_response(account_view(await gateway_of(request).peers.keys.GetAccount(message)))
 
 
 @router.post("/v1/transfers", status_code=202, response_model=TransferView, tags=["transfers"])
@@ -153,10 +110,10 @@ async def create_transfer(
 ) -> Response:
     """Accept one transfer, in the caller's trace. It is stored when this answers."""
     submitter = _submitter(request, credential, key)
-    (transfer,) = await _gateway(request).acceptance.accept([body], submitter, batch=False)
+    (transfer,) = await gateway_of(request).acceptance.accept([body], submitter, batch=False)
     # A repeated request is answered with the trace of the transfer that it made.
     trace = {"traceparent": transfer.traceparent, "X-Trace-ID": transfer.trace_id}
-    return _json(transfer_view(transfer), 202, {"Location": f"/v1/transfers/{transfer.transfer_id}", **trace})
+    return json_response(transfer_view(transfer), 202, {"Location": f"/v1/transfers/{transfer.transfer_id}", **trace})
 
 
 @router.post("/v1/transfers:batch", status_code=202, response_model=TransferListView, tags=["transfers"])
@@ -165,8 +122,8 @@ async def create_transfers(
 ) -> Response:
     """Accept up to 1,000 transfers or none; each has a trace of its own, linked to this request's."""
     submitter = _submitter(request, credential, key)
-    transfers = await _gateway(request).acceptance.accept(body.transfers, submitter, batch=True)
-    return _json(TransferListView(transfers=[transfer_view(transfer) for transfer in transfers]), 202)
+    transfers = await gateway_of(request).acceptance.accept(body.transfers, submitter, batch=True)
+    return json_response(TransferListView(transfers=[transfer_view(transfer) for transfer in transfers]), 202)
 
 
 @router.get("/v1/transfers", response_model=TransferListView, tags=["transfers"])
@@ -181,20 +138,20 @@ async def list_transfers(
     account_id: Annotated[str | None, Query(pattern=r"^[A-Za-z0-9._:-]{1,64}$")] = None,
 ) -> Response:
     """Newest first."""
-    found = await _gateway(request).store.page(limit, cursor, state, account_id)
+    found = await gateway_of(request).store.page(limit, cursor, state, account_id)
     next_cursor = found[-1].transfer_id if len(found) == limit else None
-    return _json(TransferListView(transfers=[transfer_view(transfer) for transfer in found], next=next_cursor))
+    return json_response(TransferListView(transfers=[transfer_view(transfer) for transfer in found], next=next_cursor))
 
 
 @router.get("/v1/transfers/{id}", response_model=TransferView, tags=["transfers"])
 async def read_transfer(request: Request, id: ResourceId, credential: Reader) -> Response:
-    return _json(transfer_view(await _stored(request, id)))
+    return json_response(transfer_view(await _stored(request, id)))
 
 
 @router.get(
     "/v1/transfers/{id}/events",
     response_class=StreamingResponse,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses={200: {"content": {"text/event-stream": {}}}},
     tags=["transfers"],
 )
 async def follow_transfer(
@@ -206,7 +163,7 @@ async def follow_transfer(
     """Server-sent events, one a change of state, until FINALIZED or FAILED; resumable by Last-Event-ID."""
     after = parse_last_event_id(last_event_id)
     transfer = await _stored(request, id)
-    gateway = _gateway(request)
+    gateway = gateway_of(request)
     stream = event_stream(gateway.store, gateway.changes, transfer.transfer_id, after)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -215,7 +172,7 @@ async def follow_transfer(
 async def read_link(request: Request, id: ResourceId, credential: Reader) -> Response:
     """All entries of a golden link."""
     message = evidence_pb2.GetLinkRequest(link_id=id)
-    return _json(link_view(await _gateway(request).peers.evidence.GetLink(message)))
+    return json_response(link_view(await gateway_of(request).peers.evidence.GetLink(message)))
 
 
 @router.get(
@@ -229,7 +186,7 @@ async def read_link(request: Request, id: ResourceId, credential: Reader) -> Res
 async def read_bundle(request: Request, id: ResourceId, credential: Reader) -> Response:
     """The proof, byte for byte as `evidence` wrote it. Waits up to 5 s for a checkpoint that covers the link."""
     message = evidence_pb2.GetBundleRequest(link_id=id, wait_ms=_BUNDLE_WAIT_MS)
-    bundle = await _gateway(request).peers.evidence.GetBundle(message, timeout=_BUNDLE_TIMEOUT_S)
+    bundle = await gateway_of(request).peers.evidence.GetBundle(message, timeout=_BUNDLE_TIMEOUT_S)
     return Response(bundle.document, media_type="application/json")
 
 
@@ -246,7 +203,7 @@ async def read_trace(
 ) -> Response:
     """Every stored span of a trace."""
     message = tracestore_pb2.GetTraceRequest(trace_id=trace_id)
-    stored = await _gateway(request).peers.tracestore.GetTrace(message)
+    stored = await gateway_of(request).peers.tracestore.GetTrace(message)
     if not stored.resource_spans:
         raise WalletError(Reason.NOT_FOUND, "no such trace", field="trace_id", rule="names a stored trace")
     return JSONResponse(trace_document(stored.resource_spans))
@@ -255,13 +212,13 @@ async def read_trace(
 @router.get("/v1/policy", response_model=PolicyView, tags=["suite"])
 async def read_policy(request: Request, credential: Reader) -> Response:
     """The policy in force."""
-    return _json(policy_view(await _gateway(request).peers.signer.GetPolicy(signer_pb2.GetPolicyRequest())))
+    return json_response(policy_view(await gateway_of(request).peers.signer.GetPolicy(signer_pb2.GetPolicyRequest())))
 
 
 @router.get("/v1/status", response_model=StatusView, tags=["suite"])
 async def read_status(request: Request, credential: Reader) -> Response:
     """Could a signature be made now, and if not, what is missing?"""
-    return _json(await suite_status(_gateway(request).peers))
+    return json_response(await suite_status(gateway_of(request).peers))
 
 
 @router.get("/healthz", tags=["suite"])
@@ -273,7 +230,7 @@ async def healthz() -> Response:
 @router.get("/readyz", tags=["suite"])
 async def readyz(request: Request) -> Response:
     """This process can serve: its database answers and its saga runs. Peers are not asked."""
-    gateway = _gateway(request)
+    gateway = gateway_of(request)
     await gateway.store.check()
     if not gateway.dispatcher.beating:
         raise WalletError(Reason.SERVICE_UNAVAILABLE, "the saga does not run")

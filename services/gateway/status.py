@@ -31,7 +31,10 @@ async def suite_status(peers: Peers) -> StatusView:
     # A signature needs these four (keys for a leaf that the signer does not hold); without broadcaster it waits.
     needed = (keys, signer, evidence, txbuilder)
     missing = list(dict.fromkeys(sentence for service in services.values() for sentence in service.missing))
-    return StatusView(can_sign=not any(service.missing for service in needed), missing=missing, services=services)
+    # On a broken chain nothing is signed.
+    broken = bool(broadcaster.details.get("broken_chains"))
+    can_sign = not broken and not any(service.missing for service in needed)
+    return StatusView(can_sign=can_sign, missing=missing, services=services)
 
 
 async def _asked(name: str, question: Awaitable[ServiceStatusView]) -> ServiceStatusView:
@@ -63,7 +66,12 @@ async def _signer(peers: Peers) -> ServiceStatusView:
 
 
 async def _evidence(peers: Peers) -> ServiceStatusView:
-    reply = await peers.evidence.GetEvidenceStatus(evidence_pb2.GetEvidenceStatusRequest(), timeout=_TIMEOUT_S)
+    request = evidence_pb2.GetEvidenceStatusRequest()
+    try:
+        reply = await peers.evidence_log.GetEvidenceStatus(request, timeout=_TIMEOUT_S)
+    except WalletError:
+        # Nobody appends: any replica says why not.
+        reply = await peers.evidence.GetEvidenceStatus(request, timeout=_TIMEOUT_S)
     missing = list(reply.missing)
     if not missing and not reply.appending:
         missing = ["The evidence log cannot be appended to."]
@@ -99,5 +107,7 @@ async def _broadcaster(peers: Peers) -> ServiceStatusView:
         {"name": node.name, "chain_id": node.chain_id, "block_number": node.block_number, "answering": node.answering}
         for node in reply.nodes
     ]
-    details = {"nodes": nodes, "nodes_required": reply.nodes_required}
+    broken = [{"chain_id": chain.chain_id, "cause": chain.cause} for chain in reply.broken_chains]
+    missing += [f"{chain['chain_id']} is broken: {chain['cause']}" for chain in broken]
+    details = {"nodes": nodes, "nodes_required": reply.nodes_required, "broken_chains": broken}
     return ServiceStatusView(answering=True, missing=missing, details=details)

@@ -26,6 +26,8 @@ class State(StrEnum):
 
 # Nothing follows these.
 FINAL_STATES = frozenset({State.FINALIZED, State.FAILED})
+# Nothing is signed in these, as far as the row knows.
+UNSIGNED_STATES = frozenset({State.ACCEPTED, State.AWAITING_APPROVAL, State.BUILT})
 
 # (CAIP-2 chain id, 20-byte sender): transfers of one account share a nonce sequence, so they are worked on together.
 AccountKey = tuple[str, bytes]
@@ -63,6 +65,21 @@ class Transfer:
     failure: dict[str, Any] | None = None
     attempts: int = 0
     fencing: int = 0
+    # Newest version that broadcaster holds: 0 is the first transaction, the rest are its fee bumps.
+    replacement: int = 0
+    replacement_wanted: int | None = None
+    # Why it is not mined, as far as it is known: a name of StallCause, or FEE_CAP_REACHED.
+    stall: str | None = None
+    # None for a transfer of its own; the link whose nonce it spends, empty for a nonce that was given back.
+    supersedes: str | None = None
+    superseded_by: str | None = None
+    # Another transaction with its nonce is finalized.
+    nonce_spent: bool = False
+    # Encrypted under the superseding link's id: who asked to cancel it.
+    cancelled_by: bytes | None = None
+    # {"count", "valid_s", "approvers"}, and until when approvals are taken.
+    approval: dict[str, Any] | None = None
+    approval_expires_at: datetime | None = None
 
     @property
     def account_key(self) -> AccountKey:

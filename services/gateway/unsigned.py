@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+
+from protos.wallet.v1 import txbuilder_pb2
 from services.core.amounts import format_chain_id
 from services.core.errors import Reason, WalletError
 from services.core.transactions import decode_unsigned
 from services.gateway.transfer import Transfer
+
+_log = logging.getLogger(__name__)
+
+
+def checked_as_asked(
+    transfer: Transfer, built: txbuilder_pb2.BuiltTransaction, nonce: int
+) -> txbuilder_pb2.BuiltTransaction | WalletError:
+    """`built`, or TERMS_MISMATCH in its place."""
+    try:
+        check_as_asked(transfer, built.unsigned_tx, nonce)
+    except WalletError as error:
+        _log.error("txbuilder built something else", extra={"link_id": transfer.transfer_id, "error": str(error)})
+        return error
+    return built
 
 
 def check_as_asked(transfer: Transfer, unsigned_tx: bytes, nonce: int) -> None:

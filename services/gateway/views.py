@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic import BaseModel, Field
@@ -13,6 +13,10 @@ from pydantic import BaseModel, Field
 from protos.wallet.v1 import evidence_pb2, keys_pb2, signer_pb2
 from services.core.addresses import Address, checksum_address
 from services.core.canonical import format_time, to_hex
+from services.gateway.approval_log import APPROVE
+from services.gateway.approval_rows import Approval
+from services.gateway.approvals import terms_hash
+from services.gateway.policy_changes import PolicyChange, ProposalState
 from services.gateway.transfer import State, Transfer
 
 
@@ -20,6 +24,13 @@ class FailureView(BaseModel):
     reason: str = Field(description="A name of docs/ERRORS.md.")
     message: str
     details: dict[str, str] = Field(default={}, description="Field, rule and figures, by name.")
+
+
+class ApprovalRuleView(BaseModel):
+    count: int = Field(description="Distinct approvers, none of them the requester.")
+    valid_s: int = Field(description="Seconds that an approval counts.")
+    approvers: list[str] = Field(description="Who may approve; empty: every approver.")
+    expires_at: str = Field(description="Until then approvals are taken.")
 
 
 class TransferView(BaseModel):
@@ -39,6 +50,16 @@ class TransferView(BaseModel):
     block_number: int | None
     receipt_status: int | None = Field(description="EIP-658: 1 success, 0 reverted; null before inclusion.")
     failure: FailureView | None
+    replacements: int = Field(description="Fee bumps that the broadcaster holds beside the first transaction.")
+    stall: str | None = Field(
+        description="Why it is not mined: NOT_MINED, UNDERPRICED, INSUFFICIENT_FUNDS, FEE_CAP_REACHED; else null."
+    )
+    supersedes: str | None = Field(
+        description="Of a superseding transfer: whose nonce it spends, empty for one that was given back; else null."
+    )
+    superseded_by: str | None = Field(description="The transfer that spends its nonce in its place, if there is one.")
+    terms_sha256: str | None = Field(description="What approvals are bound to; null where none are asked for.")
+    approval: ApprovalRuleView | None = Field(description="The approvals that the policy asks for; null without any.")
     link: str = Field(description="Path of its golden link.")
 
 
@@ -55,6 +76,44 @@ class TransferEventView(BaseModel):
     at: str
     tx_hash: str | None = None
     failure: FailureView | None = None
+
+
+class ApprovalView(BaseModel):
+    link_id: str = Field(description="The link of the log that it is an entry of.")
+    approver: str
+    decision: Literal["approve", "reject"]
+    at: str
+    expires_at: str
+    evidence_index: int | None = Field(description="Index in the log; null while the log does not have it yet.")
+
+
+class TransferApprovalsView(BaseModel):
+    transfer_id: str
+    state: State
+    terms_sha256: str | None
+    approval: ApprovalRuleView | None
+    approvals: list[ApprovalView]
+
+
+class ProposalView(BaseModel):
+    sha256: str
+    version: int
+    document: str = Field(description="YAML, as proposed.")
+    proposer: str
+    state: ProposalState
+    created_at: str
+    expires_at: str
+    failure: FailureView | None = Field(description="Why the signer refused it.")
+    approvals: list[ApprovalView]
+
+
+class ProposalListView(BaseModel):
+    policies: list[ProposalView]
+
+
+class PolicyDecisionView(BaseModel):
+    decision: ApprovalView
+    policy: ProposalView
 
 
 class WalletView(BaseModel):
@@ -139,8 +198,60 @@ def transfer_view(transfer: Transfer) -> TransferView:
         receipt_status=transfer.receipt_status,
         # A failure is stored before it is carried out, and is told once it is.
         failure=failure_view(transfer.failure) if transfer.state is State.FAILED else None,
+        replacements=transfer.replacement,
+        stall=transfer.stall,
+        supersedes=transfer.supersedes,
+        superseded_by=transfer.superseded_by,
+        terms_sha256=terms_hash(transfer) if transfer.approval is not None else None,
+        approval=_approval_rule(transfer),
         link=f"/v1/links/{transfer.transfer_id}",
     )
+
+
+def _approval_rule(transfer: Transfer) -> ApprovalRuleView | None:
+    if transfer.approval is None or transfer.approval_expires_at is None:
+        return None
+    return ApprovalRuleView(**transfer.approval, expires_at=format_time(transfer.approval_expires_at))
+
+
+def approval_view(approval: Approval) -> ApprovalView:
+    return ApprovalView(
+        link_id=approval.link_id,
+        approver=approval.approver,
+        decision="approve" if approval.decision == APPROVE else "reject",
+        at=format_time(approval.at),
+        expires_at=format_time(approval.expires_at),
+        evidence_index=approval.evidence_index,
+    )
+
+
+def transfer_approvals_view(transfer: Transfer, approvals: list[Approval]) -> TransferApprovalsView:
+    return TransferApprovalsView(
+        transfer_id=transfer.transfer_id,
+        state=transfer.state,
+        terms_sha256=terms_hash(transfer) if transfer.approval is not None else None,
+        approval=_approval_rule(transfer),
+        approvals=[approval_view(approval) for approval in approvals],
+    )
+
+
+def proposal_view(change: PolicyChange) -> ProposalView:
+    proposal = change.proposal
+    return ProposalView(
+        sha256=to_hex(proposal.sha256),
+        version=proposal.version,
+        document=proposal.document.decode(errors="replace"),
+        proposer=proposal.proposer,
+        state=change.state,
+        created_at=format_time(proposal.created_at),
+        expires_at=format_time(proposal.expires_at),
+        failure=failure_view(proposal.failure),
+        approvals=[approval_view(approval) for approval in change.approvals],
+    )
+
+
+def policy_decision_view(approval: Approval, change: PolicyChange) -> PolicyDecisionView:
+    return PolicyDecisionView(decision=approval_view(approval), policy=proposal_view(change))
 
 
 def wallet_view(wallet: keys_pb2.Wallet) -> WalletView:

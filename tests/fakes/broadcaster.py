@@ -18,6 +18,10 @@ SUBMITTED = broadcaster_pb2.SUBMISSION_STATE_SUBMITTED
 INCLUDED = broadcaster_pb2.SUBMISSION_STATE_INCLUDED
 SAFE = broadcaster_pb2.SUBMISSION_STATE_SAFE
 FINALIZED = broadcaster_pb2.SUBMISSION_STATE_FINALIZED
+NONCE_SPENT = broadcaster_pb2.SUBMISSION_STATE_NONCE_SPENT
+NOT_MINED = broadcaster_pb2.STALL_CAUSE_NOT_MINED
+UNDERPRICED = broadcaster_pb2.STALL_CAUSE_UNDERPRICED
+INSUFFICIENT_FUNDS = broadcaster_pb2.STALL_CAUSE_INSUFFICIENT_FUNDS
 CHAIN_ID = "eip155:31337"
 
 
@@ -30,9 +34,12 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         self.submissions: dict[str, broadcaster_pb2.Submission] = {}
         self.requests: list[broadcaster_pb2.SubmitTransactionRequest] = []
         self.watched_after: list[int] = []
+        self.broken_chains: dict[str, str] = {}
+        self._places: dict[str, tuple[str, bytes, int]] = {}
         self._transfer_of: dict[bytes, str] = {}
         self._events: list[broadcaster_pb2.SubmissionEvent] = []
         self._streams_closed = asyncio.Event()
+        self._frozen = asyncio.Event()
 
     def move(self, transfer_id: str, *states: int) -> None:
         submission = self.submissions[transfer_id]
@@ -43,11 +50,29 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
                 submission.ClearField(field)
             if included:
                 submission.block_number, submission.block_hash, submission.receipt_status = 12, b"\x12" * 32, 1
-            event = broadcaster_pb2.SubmissionEvent(
-                cursor=len(self._events) + 1, submission=submission, fee_paid_wei="21000" if included else ""
-            )
-            event.at.GetCurrentTime()
-            self._events.append(event)
+            self._tell(submission)
+
+    def stall(self, transfer_id: str, cause: int, tx_hash: bytes | None = None) -> None:
+        """Say of a transaction, the newest unless another is named, why it is not mined."""
+        submission = self.submissions[transfer_id]
+        submission.stall = cause  # type: ignore[assignment]
+        told = broadcaster_pb2.Submission()
+        told.CopyFrom(submission)
+        told.newest_tx_hash = tx_hash or submission.newest_tx_hash
+        self._tell(told)
+
+    def _tell(self, submission: broadcaster_pb2.Submission) -> None:
+        included = submission.state in (INCLUDED, SAFE, FINALIZED)
+        event = broadcaster_pb2.SubmissionEvent(
+            cursor=len(self._events) + 1, submission=submission, fee_paid_wei="21000" if included else ""
+        )
+        event.at.GetCurrentTime()
+        self._events.append(event)
+
+    def freeze_streams(self) -> None:
+        """Streams that are open now stay open and tell nothing more."""
+        self._frozen.set()
+        self._frozen = asyncio.Event()
 
     def break_streams(self) -> None:
         self._streams_closed.set()
@@ -88,9 +113,9 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
     ) -> AsyncIterator[broadcaster_pb2.SubmissionEvents]:
         self.script.begin("WatchSubmissions")
         self.watched_after.append(request.after_cursor)
-        closed, sent = self._streams_closed, request.after_cursor
+        closed, frozen, sent = self._streams_closed, self._frozen, request.after_cursor
         while not closed.is_set():
-            if events := self._events[sent:]:
+            if not frozen.is_set() and (events := self._events[sent:]):
                 yield broadcaster_pb2.SubmissionEvents(events=events)
                 sent = events[-1].cursor
             await asyncio.sleep(0.005)
@@ -102,20 +127,33 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         node = broadcaster_pb2.NodeStatus(
             name="node-a", chain_id=CHAIN_ID, answering=True, block_number=7, client_version="fake/1"
         )
-        return broadcaster_pb2.BroadcasterStatus(nodes=[node], nodes_required=1)
+        broken = [broadcaster_pb2.BrokenChain(chain_id=name, cause=cause) for name, cause in self.broken_chains.items()]
+        return broadcaster_pb2.BroadcasterStatus(nodes=[node], nodes_required=1, broken_chains=broken)
 
     def _submit(self, request: broadcaster_pb2.SubmitTransactionRequest) -> broadcaster_pb2.Submission:
         self.requests.append(request)
         identity = tx_hash(request.raw_tx)
+        if request.chain_id in self.broken_chains:
+            raise WalletError(Reason.CHAIN_BROKEN, Reason.CHAIN_BROKEN.meaning, field="chain_id")
+        place = (request.chain_id, request.from_address, request.nonce)
+        if self._places.setdefault(request.transfer_id, place) != place:
+            raise WalletError(Reason.ALREADY_EXISTS, "stored otherwise", field="transfer_id")
         stored = self.submissions.get(request.transfer_id)
-        if stored is not None:
-            if stored.tx_hash != identity:
-                raise WalletError(Reason.ALREADY_EXISTS, "stored otherwise", field="transfer_id")
+        if stored is not None and self._transfer_of.get(identity) == request.transfer_id:
             return stored
         if self._transfer_of.setdefault(identity, request.transfer_id) != request.transfer_id:
             raise WalletError(Reason.ALREADY_EXISTS, "stored otherwise", field="raw_tx")
+        if stored is not None:
+            # The bump answers the stall.
+            stored.tx_hash = stored.newest_tx_hash = identity
+            stored.stall = broadcaster_pb2.STALL_CAUSE_UNSPECIFIED
+            self._tell(stored)
+            return stored
         submission = self.submissions[request.transfer_id] = broadcaster_pb2.Submission(
-            transfer_id=request.transfer_id, tx_hash=identity, state=broadcaster_pb2.SUBMISSION_STATE_QUEUED
+            transfer_id=request.transfer_id,
+            tx_hash=identity,
+            newest_tx_hash=identity,
+            state=broadcaster_pb2.SUBMISSION_STATE_QUEUED,
         )
         if not self.queue:
             self.move(request.transfer_id, SUBMITTED)

@@ -1,4 +1,4 @@
-"""The reading side of evidence: links and bundles that the test put there."""
+"""Evidence as the gateway has it: links and bundles that the test put there, and approvals that are entered."""
 
 from __future__ import annotations
 
@@ -15,6 +15,25 @@ class FakeLinks(evidence_pb2_grpc.EvidenceServicer):
         self.links: dict[str, evidence_pb2.Link] = {}
         self.bundles: dict[str, bytes] = {}
         self.waits_ms: list[int] = []
+        self.appended: list[evidence_pb2.AppendEntryRequest] = []
+
+    async def AppendEntries(
+        self, request: evidence_pb2.AppendEntriesRequest, context: Any
+    ) -> evidence_pb2.AppendEntriesResponse:
+        self.script.begin("AppendEntries")
+        reply = evidence_pb2.AppendEntriesResponse()
+        for entry in request.entries:
+            reply.results.add(appended=self._append(entry))
+        await self.script.end("AppendEntries")
+        return reply
+
+    def _append(self, entry: evidence_pb2.AppendEntryRequest) -> evidence_pb2.AppendedEntry:
+        for index, stored in enumerate(self.appended):
+            if (stored.link_id, stored.entry_id) == (entry.link_id, entry.entry_id):
+                assert stored.body == entry.body, "another body under the same entry id"
+                return evidence_pb2.AppendedEntry(index=index, already_stored=True)
+        self.appended.append(entry)
+        return evidence_pb2.AppendedEntry(index=len(self.appended) - 1)
 
     async def GetLink(self, request: evidence_pb2.GetLinkRequest, context: Any) -> evidence_pb2.Link:
         if request.link_id not in self.links:

@@ -17,16 +17,25 @@ T = TypeVar("T")
 
 # One wei above what the development policy allows for a transfer.
 DENIED_VALUE_WEI = str(1_000 * 10**18 + 1)
+APPROVED_VALUE_WEI = 10**18
 RULE = "value ≤ limit"
 _POLICY = signer_pb2.Policy(version=3, sha256=hashlib.sha256(b"version: 3\n").digest(), document=b"version: 3\n")
 
 
 class FakeSigner(signer_pb2_grpc.SignerServicer):
-    """A value of DENIED_VALUE_WEI or more is against the policy."""
+    """A value of DENIED_VALUE_WEI or more is against the policy; one of APPROVED_VALUE_WEI or more wants `approval`."""
 
     def __init__(self) -> None:
         self.script = Script()
+        # The first request of each link, and each further one that was signed: its fee bumps.
         self.signed: dict[str, signer_pb2.SignTransactionRequest] = {}
+        self.bumped: dict[str, list[signer_pb2.SignTransactionRequest]] = {}
+        self.denied_value_wei = int(DENIED_VALUE_WEI)
+        self.approval: signer_pb2.ApprovalRule | None = None
+        self.policy = _POLICY
+        self.activations: list[signer_pb2.ActivatePolicyRequest] = []
+        # Link → the link that supersedes it.
+        self.superseded: dict[str, str] = {}
         self.voided: set[str] = set()
         self.denials: dict[str, signer_pb2.PolicyCheck] = {}
         self.missing: list[str] = []
@@ -38,10 +47,12 @@ class FakeSigner(signer_pb2_grpc.SignerServicer):
         _each(request.checks, _check_draft)
         reply = signer_pb2.CheckPolicyResponse()
         for check in request.checks:
-            allowed = int(check.terms.value_wei) < int(DENIED_VALUE_WEI)
+            allowed = int(check.terms.value_wei) < self.denied_value_wei
             decision = reply.decisions.add(
                 allowed=allowed, rules=[RULE], policy_version=_POLICY.version, policy_sha256=_POLICY.sha256
             )
+            if allowed and self.approval is not None and int(check.terms.value_wei) >= APPROVED_VALUE_WEI:
+                decision.approval.CopyFrom(self.approval)
             if not allowed and check.draft_unsigned_tx:
                 self.denials.setdefault(check.transfer_id, check)
                 decision.evidence_index = self._index(f"{check.transfer_id} intent")
@@ -82,7 +93,20 @@ class FakeSigner(signer_pb2_grpc.SignerServicer):
         return signer_pb2.VoidLinkResponse()
 
     async def GetPolicy(self, request: signer_pb2.GetPolicyRequest, context: Any) -> signer_pb2.Policy:
-        return _POLICY
+        return self.policy
+
+    async def CheckPolicyDocument(
+        self, request: signer_pb2.CheckPolicyDocumentRequest, context: Any
+    ) -> signer_pb2.Policy:
+        self.script.begin("CheckPolicyDocument")
+        return _read_policy(request.document)
+
+    async def ActivatePolicy(self, request: signer_pb2.ActivatePolicyRequest, context: Any) -> signer_pb2.Policy:
+        self.script.begin("ActivatePolicy")
+        self.activations.append(request)
+        self.policy = _read_policy(request.document)
+        await self.script.end("ActivatePolicy")
+        return self.policy
 
     async def GetSignerStatus(
         self, request: signer_pb2.GetSignerStatusRequest, context: Any
@@ -106,13 +130,17 @@ class FakeSigner(signer_pb2_grpc.SignerServicer):
         if link_id in self.voided:
             raise WalletError(Reason.LINK_VOIDED, Reason.LINK_VOIDED.meaning)
         if link_id not in self.signed:
-            if link_id in self.denials or tx.value_wei >= int(DENIED_VALUE_WEI):
+            if link_id in self.denials or tx.value_wei >= self.denied_value_wei:
                 raise WalletError(Reason.POLICY_DENIED, Reason.POLICY_DENIED.meaning, rule=RULE)
-            if self._holders.setdefault((tx.chain_id, request.from_address, tx.nonce), link_id) != link_id:
+            if request.HasField("supersedes"):
+                self._check_superseding(request, tx)
+            elif self._holders.setdefault((tx.chain_id, request.from_address, tx.nonce), link_id) != link_id:
                 raise WalletError(Reason.NONCE_REGISTERED, Reason.NONCE_REGISTERED.meaning)
             self.signed[link_id] = request
-        if self.signed[link_id].unsigned_tx != request.unsigned_tx:
-            raise WalletError(Reason.ALREADY_EXISTS, "registered for another transaction", field="unsigned_tx")
+        known = [self.signed[link_id], *self.bumped.get(link_id, [])]
+        if all(one.unsigned_tx != request.unsigned_tx for one in known):
+            self._check_bump(request, tx)
+            self.bumped.setdefault(link_id, []).append(request)
         raw_tx = request.unsigned_tx + b":signed"
         return signer_pb2.SignedTransaction(
             transfer_id=link_id,
@@ -122,9 +150,33 @@ class FakeSigner(signer_pb2_grpc.SignerServicer):
             signature_index=self._index(f"{link_id} signature"),
         )
 
+    def _check_superseding(self, request: signer_pb2.SignTransactionRequest, tx: UnsignedTransaction) -> None:
+        if (tx.to, tx.value_wei, tx.data) != (request.from_address, 0, b""):
+            refuse("unsigned_tx", "moves nothing, from the sender to itself")
+        holder = self._holders.get((tx.chain_id, request.from_address, tx.nonce), "")
+        live = holder if holder not in self.voided else ""
+        if request.supersedes != live:
+            raise WalletError(Reason.NONCE_REGISTERED, Reason.NONCE_REGISTERED.meaning, field="supersedes")
+        self.superseded[request.supersedes] = request.transfer_id
+
+    def _check_bump(self, request: signer_pb2.SignTransactionRequest, tx: UnsignedTransaction) -> None:
+        if request.transfer_id in self.superseded:
+            raise WalletError(Reason.SUPERSEDED, Reason.SUPERSEDED.meaning)
+        first = decode_unsigned(self.signed[request.transfer_id].unsigned_tx)
+        if (tx.nonce, tx.to, tx.value_wei, tx.data) != (first.nonce, first.to, first.value_wei, first.data):
+            raise WalletError(Reason.ALREADY_EXISTS, "registered for another transaction", field="unsigned_tx")
+
     def _index(self, entry: str) -> int:
         """Where this entry would be in the log."""
         return self._indexes.setdefault(entry, len(self._indexes))
+
+
+def _read_policy(document: bytes) -> signer_pb2.Policy:
+    """A document of one line, `version: N`."""
+    version = document.decode().removeprefix("version: ").strip()
+    if not version.isdecimal():
+        refuse("policy.version", "is a whole number")
+    return signer_pb2.Policy(version=int(version), sha256=hashlib.sha256(document).digest(), document=document)
 
 
 def _each(messages: Iterable[Any], read: Callable[[Any], T]) -> list[T]:

@@ -20,6 +20,7 @@ from protos.wallet.v1 import (
     tracestore_pb2_grpc,
     txbuilder_pb2_grpc,
 )
+from services.runtime.evidence_log import APPENDING
 from services.runtime.server import GrpcServer
 from services.runtime.settings import ServiceSettings
 from tests.fakes.broadcaster import FakeBroadcaster
@@ -63,5 +64,6 @@ class FakeSuite:
                 for add in added:
                     add(getattr(self, name), server.grpc)
                 await stack.enter_async_context(server)
+                server.report(APPENDING, serving=name == "evidence")
                 self.addresses[name] = f"127.0.0.1:{server.port}"
             yield self

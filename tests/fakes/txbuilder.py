@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from protos.wallet.v1 import txbuilder_pb2, txbuilder_pb2_grpc
@@ -12,7 +12,7 @@ from protos.wallet.v1.common_pb2 import Terms
 from services.core.addresses import Address, parse_address
 from services.core.amounts import parse_chain_id, parse_wei
 from services.core.errors import Reason, WalletError, refuse
-from services.core.transactions import Eip1559Transaction, encode_unsigned
+from services.core.transactions import Eip1559Transaction, decode_unsigned, encode_unsigned
 from services.runtime.rpc_errors import to_item_error
 from services.txbuilder.transfers import check_chain, resolve_call, resolve_data, resolve_erc20
 from tests.fakes.script import Script
@@ -49,6 +49,11 @@ class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
         self.script = Script()
         self.reserved: dict[str, txbuilder_pb2.BuiltTransaction] = {}
         self.released: list[str] = []
+        # Of ListGaps.
+        self.gaps: list[txbuilder_pb2.Gap] = []
+        # By transfer: its replacements, from number 1 on.
+        self.bumps: dict[str, list[txbuilder_pb2.BuiltTransaction]] = {}
+        self.superseding: dict[str, txbuilder_pb2.BuildSupersedingRequest] = {}
         self._requests: dict[str, txbuilder_pb2.BuildTransactionRequest] = {}
         self._sequences: dict[tuple[str, bytes], _Sequence] = {}
 
@@ -103,13 +108,48 @@ class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
     ) -> txbuilder_pb2.ReleaseNonceResponse:
         self.script.begin("ReleaseNonce")
         built = self.reserved.pop(request.transfer_id, None)
-        if built is not None:
+        if built is not None and request.transfer_id not in self.superseding:
             sequence = self._sequence(self._requests[request.transfer_id].terms)
             heapq.heappush(sequence.free, built.nonce)
         if request.transfer_id not in self.released:
             self.released.append(request.transfer_id)
         await self.script.end("ReleaseNonce")
         return txbuilder_pb2.ReleaseNonceResponse()
+
+    async def BumpTransaction(
+        self, request: txbuilder_pb2.BumpTransactionRequest, context: Any
+    ) -> txbuilder_pb2.BuiltTransaction:
+        self.script.begin("BumpTransaction")
+        if request.transfer_id not in self.reserved:
+            raise WalletError(Reason.NOT_FOUND, "no such transfer was built", field="transfer_id")
+        versions = self.bumps.setdefault(request.transfer_id, [])
+        if not 1 <= request.replacement <= len(versions) + 1:
+            refuse("replacement", "is one that was built, or the next")
+        if request.replacement > len(versions):
+            versions.append(_raised(self.reserved[request.transfer_id], request.replacement))
+        await self.script.end("BumpTransaction")
+        return versions[request.replacement - 1]
+
+    async def BuildSuperseding(
+        self, request: txbuilder_pb2.BuildSupersedingRequest, context: Any
+    ) -> txbuilder_pb2.BuiltTransaction:
+        self.script.begin("BuildSuperseding")
+        if self.superseding.setdefault(request.transfer_id, request) != request:
+            raise WalletError(Reason.ALREADY_EXISTS, "built before", field="transfer_id", rule="is that of before")
+        terms = Terms(
+            chain_id=request.chain_id,
+            from_address=request.from_address,
+            to_address=request.from_address,
+            value_wei="0",
+        )
+        build = txbuilder_pb2.BuildTransactionRequest(transfer_id=request.transfer_id, terms=terms)
+        self.reserved.setdefault(request.transfer_id, _raised(_transaction(build, request.nonce), 9))
+        await self.script.end("BuildSuperseding")
+        return self.reserved[request.transfer_id]
+
+    async def ListGaps(self, request: txbuilder_pb2.ListGapsRequest, context: Any) -> txbuilder_pb2.ListGapsResponse:
+        self.script.begin("ListGaps")
+        return txbuilder_pb2.ListGapsResponse(gaps=self.gaps)
 
     async def GetBuilderStatus(
         self, request: txbuilder_pb2.GetBuilderStatusRequest, context: Any
@@ -186,4 +226,22 @@ def _transaction(request: txbuilder_pb2.BuildTransactionRequest, nonce: int) -> 
         nonce=nonce,
         gas_limit=_GAS_LIMIT,
         max_fee_wei=str(_GAS_LIMIT * _FEE_WEI),
+    )
+
+
+def _raised(built: txbuilder_pb2.BuiltTransaction, number: int) -> txbuilder_pb2.BuiltTransaction:
+    """The same transaction, its fees raised `number` times."""
+    tx = decode_unsigned(built.unsigned_tx)
+    assert isinstance(tx, Eip1559Transaction)
+    raised = replace(
+        tx,
+        max_fee_per_gas_wei=tx.max_fee_per_gas_wei * (10 + 2 * number) // 10,
+        max_priority_fee_per_gas_wei=tx.max_priority_fee_per_gas_wei * (10 + 2 * number) // 10,
+    )
+    return txbuilder_pb2.BuiltTransaction(
+        transfer_id=built.transfer_id,
+        unsigned_tx=encode_unsigned(raised),
+        nonce=built.nonce,
+        gas_limit=built.gas_limit,
+        max_fee_wei=str(built.gas_limit * raised.max_fee_per_gas_wei),
     )

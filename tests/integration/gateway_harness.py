@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from typing import Any
 
 import httpx
 
+from protos.wallet.v1 import keys_pb2
 from services.gateway.app import create_app
 from services.gateway.credentials import Role
 from services.gateway.gateway import Gateway
@@ -21,7 +24,6 @@ from services.gateway.http_server import serve_http
 from services.gateway.peers import open_peers
 from services.gateway.personal import PersonalVault
 from services.gateway.settings import GatewaySettings
-from services.gateway.store import Store
 from services.gateway.token_command import create_token
 from services.runtime.db import Database
 from tests.fakes.suite import FakeSuite
@@ -38,6 +40,7 @@ class Bench:
     database: Any
     environment: dict[str, str]
     directory: Path
+    account: keys_pb2.Account
     tokens: dict[Role, str] = field(default_factory=dict)
 
     @property
@@ -45,9 +48,9 @@ class Bench:
         values = {name.removeprefix("WALLET_").lower(): value for name, value in self.environment.items()}
         return GatewaySettings(**values)
 
-    async def token(self, role: Role, expires_in_days: int | None = None) -> str:
+    async def token(self, role: Role, expires_in_days: int | None = None, name: str = "") -> str:
         out = self.directory / f"token-{secrets.token_hex(4)}"
-        await create_token(self.database.owner_settings, f"{role}-name", role, expires_in_days, out)
+        await create_token(self.database.owner_settings, name or f"{role}-name", role, expires_in_days, out)
         return out.read_text().strip()
 
     @asynccontextmanager
@@ -55,7 +58,7 @@ class Bench:
         """A gateway in this process, and an operator's client of it."""
         settings = self.settings
         database, peers = Database(settings), open_peers(settings)
-        gateway = Gateway(Store(database), peers, PersonalVault.open(settings.gateway_encryption_key_file))
+        gateway = Gateway(database, peers, PersonalVault.open(settings.gateway_encryption_key_file), settings)
         working = asyncio.create_task(gateway.run())
         try:
             async with (
@@ -102,7 +105,9 @@ class Client:
         assert response.status_code == 200, response.text
         return dict(response.json())
 
-    async def events(self, transfer_id: str, after: str | None = None) -> AsyncIterator[dict[str, Any]]:
+    async def events(
+        self, transfer_id: str, after: str | None = None, until: str = ""
+    ) -> AsyncIterator[dict[str, Any]]:
         headers = {"Last-Event-ID": after} if after else {}
         async with self.http.stream("GET", f"/v1/transfers/{transfer_id}/events", headers=headers) as response:
             assert response.status_code == 200
@@ -113,7 +118,10 @@ class Client:
                 if name == "id":
                     event_id = value
                 elif name == "data":
-                    yield {"event_id": event_id, **json.loads(value)}
+                    event = {"event_id": event_id, **json.loads(value)}
+                    yield event
+                    if event["state"] == until:
+                        return
 
     async def until(self, transfer_id: str, state: str) -> dict[str, Any]:
         """The transfer once it has reached `state`, by its event stream."""
@@ -123,6 +131,30 @@ class Client:
                     if event["state"] == state:
                         return await self.transfer(transfer_id)
         raise AssertionError(f"the stream ended before {state}")
+
+    async def when(self, transfer_id: str, found: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The transfer once it is as wanted."""
+        view: dict[str, Any] = {}
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while not found(view := await self.transfer(transfer_id)):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"not so in {DEADLINE_S} s: {view}") from None
+        return view
+
+    async def appears(self, transfer_id: str) -> None:
+        """Once the gateway has made it by itself."""
+        async with asyncio.timeout(DEADLINE_S):
+            while (await self.http.get(f"/v1/transfers/{transfer_id}")).status_code == 404:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+    async def until_idle(self) -> None:
+        """Until this gateway's saga has nothing in its hands."""
+        assert self.gateway is not None
+        async with asyncio.timeout(DEADLINE_S):
+            while self.gateway.dispatcher._tasks:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 def plain(value_wei: str = "1", **changes: Any) -> dict[str, Any]:
@@ -136,7 +168,7 @@ async def open_bench(database: Any, dev_ca: Callable[[str], Path], tmp_path: Pat
     key_file = tmp_path / "key"
     key_file.write_bytes(bytes(range(32)))
     async with FakeSuite().serve(dev_ca) as suite:
-        suite.keys.add_account("acc")
+        account = suite.keys.add_account("acc")
         environment = {
             **database.environment,
             "WALLET_HTTP_LISTEN": "127.0.0.1:0",
@@ -145,4 +177,27 @@ async def open_bench(database: Any, dev_ca: Callable[[str], Path], tmp_path: Pat
             "WALLET_GATEWAY_ENCRYPTION_KEY_FILE": str(key_file),
             "WALLET_SHUTDOWN_GRACE_S": "1",
         }
-        yield Bench(suite, database, environment, tmp_path)
+        yield Bench(suite, database, environment, tmp_path, account)
+
+
+@asynccontextmanager
+async def gateway_process(bench: Bench) -> AsyncIterator[tuple[Client, asyncio.subprocess.Process]]:
+    """`python -m services.gateway` on a free port; killed at the end when it still runs."""
+    environment = {"PATH": os.defpath, "OTEL_SDK_DISABLED": "true", **bench.environment}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "services.gateway"), env=environment, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        port = 0
+        async with asyncio.timeout(30):
+            while not port:
+                line = await process.stdout.readline()
+                assert line, "the gateway ended while it was started"
+                port = json.loads(line).get("port", 0)
+        async with bench.client(port) as client:
+            yield client, process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()

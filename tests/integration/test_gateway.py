@@ -12,19 +12,17 @@ import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
 from protos.wallet.v1 import evidence_pb2
 from services.core.errors import Reason, WalletError
-from services.gateway import acceptance, http_gate, saga
+from services.gateway import acceptance, failing, http_gate, saga
 from services.gateway.credentials import Role
 from services.gateway.telemetry import SIGNATURE_ROOTS
 from services.runtime import rpc_tracing
-from services.runtime.telemetry import SignatureFloor
 from tests.fakes.broadcaster import FINALIZED, INCLUDED, SAFE, SUBMITTED
+from tests.fakes.recorded_spans import recording_provider
 from tests.fakes.signer import DENIED_VALUE_WEI
 from tests.fakes.txbuilder import POOR_VALUE_WEI, UNKNOWN_CHAIN
 from tests.integration.gateway_harness import RECEIVER, Bench, Client, open_bench, plain
@@ -49,9 +47,8 @@ async def client(bench: Bench) -> AsyncIterator[Client]:
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     exporter = InMemorySpanExporter()
-    provider = TracerProvider(sampler=SignatureFloor(ParentBased(ALWAYS_ON), SIGNATURE_ROOTS))
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    for module in (acceptance, http_gate, saga):
+    provider = recording_provider(exporter, signature_roots=SIGNATURE_ROOTS)
+    for module in (acceptance, failing, http_gate, saga):
         monkeypatch.setattr(module, "tracer", provider.get_tracer("test"))
     monkeypatch.setattr(rpc_tracing, "_tracer", provider.get_tracer("test"))
     return exporter
@@ -197,8 +194,8 @@ async def test_a_signed_transfer_is_never_failed(client: Client, bench: Bench) -
     await held.wait()
     bench.suite.signer.script.refuse("SignTransaction", WalletError(Reason.INTERNAL, "a defect"))
     # The held reply is lost: the first call ends by its deadline's like, a refusal of the next.
-    store = client.gateway.store  # type: ignore[union-attr]
-    await store.release(client.gateway.dispatcher.owner, [transfer_id])  # type: ignore[union-attr]
+    leases = client.gateway.leases  # type: ignore[union-attr]
+    await leases.release(client.gateway.dispatcher.owner, [transfer_id])  # type: ignore[union-attr]
     async with asyncio.timeout(10):
         while bench.suite.signer.script.calls["VoidLink"] == 0:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -666,7 +663,9 @@ async def test_status_says_what_is_missing(client: Client, bench: Bench) -> None
     assert (await client.http.get("/v1/status")).json()["can_sign"] is False
     bench.suite.keys.missing = []
     bench.suite.signer.missing = ["The token is locked."]
-    bench.suite.evidence.script.refuse("GetEvidenceStatus", WalletError(Reason.SERVICE_UNAVAILABLE, "down"))
+    # The replica that appends, and then any.
+    down = WalletError(Reason.SERVICE_UNAVAILABLE, "down")
+    bench.suite.evidence.script.refuse("GetEvidenceStatus", down, down)
     status = (await client.http.get("/v1/status")).json()
     assert status["can_sign"] is False
     assert status["missing"] == ["The token is locked.", "evidence does not answer (SERVICE_UNAVAILABLE)."]
@@ -689,6 +688,9 @@ async def test_openapi_is_complete(client: Client) -> None:
         *("/v1/wallets", "/v1/wallets/{id}", "/v1/wallets/{id}/accounts", "/v1/accounts/{id}", "/v1/transfers"),
         *("/v1/transfers:batch", "/v1/transfers/{id}", "/v1/transfers/{id}/events", "/v1/links/{id}"),
         *("/v1/links/{id}/bundle", "/v1/traces/{trace_id}", "/v1/policy", "/v1/status", "/healthz", "/readyz"),
+        *("/v1/transfers/{id}:cancel", "/v1/transfers/{id}:approve", "/v1/transfers/{id}:reject"),
+        *("/v1/transfers/{id}/approvals", "/v1/policies", "/v1/policies/{sha256}:approve"),
+        "/v1/policies/{sha256}:reject",
     }
     post = document["paths"]["/v1/transfers"]["post"]
     assert post["responses"]["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/TransferView")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -10,18 +9,16 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.table import Table
 
-from tools.goldenlink.amounts import parse_value, show_wei
-from tools.goldenlink.batch_file import read_batch
-from tools.goldenlink.client import Client, connect
+from tools.goldenlink.client import connect
 from tools.goldenlink.exits import Exit, Failure
-from tools.goldenlink.following import follow_many, follow_one
 from tools.goldenlink.link_tree import link_tree
+from tools.goldenlink.options import Json, TokenFile, Url
 from tools.goldenlink.output import console, errors, facts, print_json
+from tools.goldenlink.policy_commands import policy_app
 from tools.goldenlink.recovery import make_key_file, open_recovery
+from tools.goldenlink.transfer_commands import transfer_app
 from tools.goldenlink.verifying import print_reports, read_trust, verify_files
 from tools.goldenlink.waterfall import read_spans, waterfall
-
-_MAX_BATCH = 1_000
 
 app = typer.Typer(
     name="goldenlink",
@@ -34,19 +31,13 @@ app = typer.Typer(
 wallet_app = typer.Typer(no_args_is_help=True, help="Wallets: a seed that nobody sees.")
 account_app = typer.Typer(no_args_is_help=True, help="Accounts, derived from a wallet.")
 link_app = typer.Typer(no_args_is_help=True, help="Golden links: who signed what, why, and whether it landed.")
-policy_app = typer.Typer(no_args_is_help=True, help="The signing policy.")
 recovery_app = typer.Typer(no_args_is_help=True, help="The wallet's mnemonic, for its owner alone.")
 app.add_typer(wallet_app, name="wallet")
 app.add_typer(account_app, name="account")
 app.add_typer(link_app, name="link")
+app.add_typer(transfer_app, name="transfer")
 app.add_typer(policy_app, name="policy")
 app.add_typer(recovery_app, name="recovery")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
-Url = Annotated[str | None, typer.Option(envvar="GOLDENLINK_URL", help="Gateway; by default that of 'make up'.")]
-TokenFile = Annotated[
-    Path | None, typer.Option(envvar="GOLDENLINK_TOKEN_FILE", help="File with the bearer token (operator).")
-]
 
 
 @wallet_app.command("create")
@@ -90,95 +81,6 @@ def account_create(
     print_json(created) if json else console.print(facts("account", created))
 
 
-@app.command()
-def transfer(
-    account: Annotated[str | None, typer.Option(help="Account id of the sender.")] = None,
-    to: Annotated[str | None, typer.Option(help="Receiver, with its EIP-55 checksum.")] = None,
-    value: Annotated[str | None, typer.Option(help="1000, '5 gwei', '0.25 ether'; a bare number is wei.")] = None,
-    token: Annotated[str | None, typer.Option(help="ERC-20 contract.")] = None,
-    amount: Annotated[str | None, typer.Option(help="Tokens, in their smallest unit.")] = None,
-    data: Annotated[str | None, typer.Option(help="Call data or init code, 0x-hex.")] = None,
-    call: Annotated[str | None, typer.Option(help="ABI signature, such as 'approve(address,uint256)'.")] = None,
-    argument: Annotated[list[str] | None, typer.Option(help="An argument of --call, in order.")] = None,
-    gas_limit: Annotated[str | None, typer.Option(help="Gas; by default estimated.")] = None,
-    transaction_type: Annotated[
-        str | None, typer.Option("--type", help="dynamic_fee (default), access_list or legacy.")
-    ] = None,
-    max_fee: Annotated[str | None, typer.Option(help="Most per gas, such as '30 gwei'.")] = None,
-    batch: Annotated[Path | None, typer.Option(help="CSV file: to,value,token,amount,data,gas_limit,account.")] = None,
-    idempotency_key: Annotated[str | None, typer.Option(help="Repeat a request safely; by default a new one.")] = None,
-    wait: Annotated[bool, typer.Option(help="Wait until it has ended.")] = True,
-    json: Json = False,
-    url: Url = None,
-    token_file: TokenFile = None,
-) -> None:
-    """Transfer value or tokens, call or create a contract; with --batch, many at once."""
-    client = connect(url, token_file)
-    key = idempotency_key or secrets.token_hex(16)
-    if batch is not None:
-        _transfer_batch(client, read_batch(batch, account), key, wait=wait, json=json)
-        return
-    if account is None:
-        _fail(Failure(Exit.USAGE, "--account names the sender"), json)
-    body: dict[str, Any] = {
-        "account_id": account,
-        "to": to,
-        "value_wei": parse_value(value) if value is not None else None,
-        "data": data,
-        "call": {"signature": call, "arguments": argument or []} if call else None,
-        "erc20": {"token": token, "amount": amount or ""} if token else None,
-        "gas_limit": gas_limit,
-        "type": transaction_type,
-        "max_fee_per_gas_wei": parse_value(max_fee, "--max-fee") if max_fee else None,
-    }
-    made = client.post("/v1/transfers", {name: one for name, one in body.items() if one is not None}, key)
-    if wait:
-        made = follow_one(client, made, quiet=json)
-    print_json(made) if json else console.print(_transfer_facts(made))
-    if made["state"] == "FAILED":
-        raise typer.Exit(Exit.NEGATIVE)
-
-
-def _transfer_batch(client: Client, bodies: list[dict[str, Any]], key: str, *, wait: bool, json: bool) -> None:
-    made: list[dict[str, Any]] = []
-    for first in range(0, len(bodies), _MAX_BATCH):
-        part = bodies[first : first + _MAX_BATCH]
-        made += client.post("/v1/transfers:batch", {"transfers": part}, f"{key}-{first}")["transfers"]
-    if wait:
-        made = follow_many(client, made)
-    if json:
-        print_json({"transfers": made})
-    else:
-        table = Table(box=None, pad_edge=False)
-        for name in ("transfer", "state", "block", "tx hash"):
-            table.add_column(name, no_wrap=True)
-        for one in made:
-            table.add_row(one["id"], one["state"], str(one["block_number"] or ""), one["tx_hash"] or "")
-        console.print(table)
-    if any(one["state"] == "FAILED" for one in made):
-        raise typer.Exit(Exit.NEGATIVE)
-
-
-def _transfer_facts(made: dict[str, Any]) -> Table:
-    failure = made["failure"]
-    reverted = " (reverted on chain)" if made["receipt_status"] == 0 else ""
-    return facts(
-        f"transfer {made['id']}",
-        {
-            "state": made["state"] + reverted,
-            "why": f"{failure['reason']}: {failure['message']}" if failure else None,
-            "rule": failure["details"].get("rule") if failure else None,
-            "from": made["account"],
-            "to": made["to"] or "a new contract",
-            "value": show_wei(made["value_wei"]),
-            "nonce": made["nonce"],
-            "tx hash": made["tx_hash"],
-            "block": made["block_number"],
-            "trace": made["trace_id"],
-        },
-    )
-
-
 @link_app.command("show")
 def link_show(
     link_id: Annotated[str, typer.Argument(help="Transfer id.")],
@@ -187,8 +89,14 @@ def link_show(
     token_file: TokenFile = None,
 ) -> None:
     """The golden link as a tree: each step, its time, its proof mark."""
-    link = connect(url, token_file).get(f"/v1/links/{link_id}")
-    print_json(link) if json else console.print(link_tree(link))
+    client = connect(url, token_file)
+    link = client.get(f"/v1/links/{link_id}")
+    if json:
+        print_json(link)
+        return
+    # What spends its nonce in its place stands in no entry of its own link.
+    transfer = client.find(f"/v1/transfers/{link_id}")
+    console.print(link_tree(link, transfer["superseded_by"] if transfer else None))
 
 
 @link_app.command("bundle")
@@ -244,17 +152,6 @@ def verify(
         print_reports(reports)
     if not all(report.accepted for report in reports.values()):
         raise typer.Exit(Exit.NEGATIVE)
-
-
-@policy_app.command("show")
-def policy_show(json: Json = False, url: Url = None, token_file: TokenFile = None) -> None:
-    """The policy in force."""
-    policy = connect(url, token_file).get("/v1/policy")
-    if json:
-        print_json(policy)
-    else:
-        console.print(facts("policy", {"version": policy["version"], "sha256": policy["sha256"]}))
-        console.print(policy["document"], markup=False)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from tools.goldenlink.exits import Exit, Failure
+from tools.goldenlink.signing import RequestSigner, configured_signer
 
 STACK_FILE = Path("build/stack.json")
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -18,18 +19,31 @@ _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 class Client:
     """Calls that answer JSON or end the command."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, signer: RequestSigner | None = None) -> None:
         self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=_TIMEOUT, trust_env=False
+            base_url=url,
+            headers={"Authorization": f"Bearer {token}"},
+            auth=signer,
+            timeout=_TIMEOUT,
+            trust_env=False,
         )
 
     def get(self, path: str, **query: Any) -> Any:
         return self._json("GET", path, params={name: value for name, value in query.items() if value is not None})
 
+    def find(self, path: str) -> Any:
+        """What is there, or None."""
+        try:
+            return self.get(path)
+        except Failure as failure:
+            if failure.document.get("status") == 404:
+                return None
+            raise
+
     def get_bytes(self, path: str) -> bytes:
         return self._send("GET", path).content
 
-    def post(self, path: str, body: dict[str, Any], idempotency_key: str | None = None) -> Any:
+    def post(self, path: str, body: dict[str, Any] | None = None, idempotency_key: str | None = None) -> Any:
         headers: dict[str, str] = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._json("POST", path, json=body, headers=headers)
 
@@ -67,8 +81,8 @@ class Client:
         return reply
 
 
-def connect(url: str | None, token_file: Path | None) -> Client:
-    """The gateway that the options name, else the one of `make up` in this directory."""
+def connect(url: str | None, token_file: Path | None, role: str = "operator") -> Client:
+    """The gateway that the options name, else the one of `make up` in this directory, with its token of `role`."""
     if url is None or token_file is None:
         try:
             stack = json.loads(STACK_FILE.read_text(encoding="utf-8"))
@@ -77,12 +91,12 @@ def connect(url: str | None, token_file: Path | None) -> Client:
                 Exit.USAGE, f"no gateway: set GOLDENLINK_URL and GOLDENLINK_TOKEN_FILE, or run 'make up' ({STACK_FILE})"
             ) from None
         url = url or stack["gateway_url"]
-        token_file = token_file or Path(stack["token_files"]["operator"])
+        token_file = token_file or Path(stack["token_files"][role])
     try:
         token = token_file.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise Failure(Exit.USAGE, f"the token file cannot be read: {error.strerror}") from None
-    return Client(url, token)
+    return Client(url, token, configured_signer())
 
 
 def _refusal(reply: httpx.Response) -> Failure:

@@ -13,19 +13,34 @@ _PROVEN = ("✓", "green")
 _PENDING = ("…", "yellow")
 
 
-def link_tree(link: dict[str, Any]) -> Tree:
+def link_tree(link: dict[str, Any], superseded_by: str | None = None) -> Tree:
     """✓: a signed checkpoint covers the entry. …: it is in the log, and the next checkpoint will."""
     head = Text.assemble((link["link_id"], "bold"), "  ", (link["state"], _state_style(link["state"])))
     head.append(f"  trace {link['trace_id']}", "dim")
+    if superseded_by is not None:
+        head.append(f"  superseded by {superseded_by}", "yellow")
     tree = Tree(head, guide_style="dim")
+    intents = 0
     for entry in link["entries"]:
         mark, style = _PROVEN if entry["provable"] else _PENDING
         line = Text.assemble((mark, style), " ", (f"{entry['kind']:<10}", "bold"))
         line.append(f" {entry['at'][11:23]} ", "dim")
         line.append(f"#{entry['index']:<6} ", "cyan")
+        if entry["kind"] == "intent" and entry["body"] is not None:
+            line.append(_standing(entry["body"], intents), "yellow")
+            intents += 1
         line.append(_summary(entry["kind"], entry["body"]))
         tree.add(line)
     return tree
+
+
+def _standing(intent: dict[str, Any], earlier_intents: int) -> str:
+    """What the intent is to others: a fee bump of those before it, or a no-op in the place of another link's."""
+    bump = f"fee bump {earlier_intents}: " if earlier_intents else ""
+    supersedes = intent.get("supersedes")
+    if supersedes is None:
+        return bump
+    return f"{bump}supersedes {supersedes}: " if supersedes else f"{bump}fills a gap: "
 
 
 def _summary(kind: str, body: dict[str, Any] | None) -> str:
@@ -38,7 +53,9 @@ def _summary(kind: str, body: dict[str, Any] | None) -> str:
             what += f", {(len(body['data']) - 2) // 2} bytes of data" if body["data"] != "0x" else ""
             policy = body["policy"]
             rules = f" ({'; '.join(policy['rules'])})" if policy["decision"] == "deny" else ""
-            return f"{what}; policy v{policy['version']}: {policy['decision']}{rules}"
+            signed = body.get("client_signature")
+            asked = f"; signed by the client's key {_short(signed['key_fingerprint'], 16)}" if signed else ""
+            return f"{what}; policy v{policy['version']}: {policy['decision']}{rules}{asked}"
         case "signature":
             if body["status"] != "success":
                 return f"{body['status']}: {body['error']}"
@@ -53,14 +70,18 @@ def _summary(kind: str, body: dict[str, Any] | None) -> str:
         case "inclusion":
             nodes = ", ".join(body["agreeing_nodes"])
             return f"{body['status']} in block {body['block_number']} {_short(body['block_hash'])}; {nodes} agree"
+        case "policy" if body.get("act") == "approval":
+            verb = "approves" if body["decision"] == "approve" else "rejects"
+            what = body.get("terms_sha256") or body.get("policy_sha256", "")
+            return f"{body['approver']} {verb} {_short(what)}, until {body['expires_at'][:19]}"
         case "revocation":
             return f"block {_short(body['block_hash'])} is gone: {body['reason']}"
         case _:
             return ", ".join(f"{name} {value}" for name, value in body.items() if isinstance(value, str | int))
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 14 else f"{text[:8]}…{text[-4:]}"
+def _short(text: str, head: int = 8) -> str:
+    return text if len(text) <= head + 6 else f"{text[:head]}…{text[-4:]}"
 
 
 def _state_style(state: str) -> str:

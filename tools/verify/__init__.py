@@ -10,7 +10,8 @@ What it checks, with the numbers that code and output carry:
  4. log: every leaf is in the checkpoint's tree (RFC 6962).
  5. checkpoint: a trusted key signed it (C2SP signed-note).
  6. anchor: the checkpoint is in a block that more than two thirds of the trusted validators signed (CometBFT).
- 7. intent: unsigned_tx ↔ the fields ↔ tx_sign_hash ↔ signing_digest, on a trusted chain.
+ 7. intent: unsigned_tx ↔ the fields ↔ tx_sign_hash ↔ signing_digest, on a trusted chain; the client's own signature,
+    where there is one, verifies (RFC 9421).
  8. signature: signing_digest ↔ signature ↔ sender ↔ raw_tx ↔ tx_hash.
  9. submission: raw_tx ↔ request body ↔ response tx_hash.
 10. block: transaction and receipt are in the tries of a header that hashes to block_hash, agreed by enough nodes.

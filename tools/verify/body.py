@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from tools.verify import fields
+from tools.verify.client_signature import ClientSignature, parse_client_signature
 from tools.verify.refusal import Refused, quoted
 
 _MAX_DATA_BYTES = 131_072
@@ -24,6 +25,8 @@ class Intent:
     signing_digest: bytes
     is_allowed: bool
     requested_at_us: int
+    client_fingerprint: str | None
+    client_signature: ClientSignature | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +155,11 @@ def _intent(body: _Members) -> Intent:
         fields.text(rule, "policy.rules")
     fields.text(body["key_id"], "key_id")
     fields.integer(body["key_version"], "key_version")
-    for name in ("actor", "source_ip", "client_fingerprint"):
+    for name in ("actor", "source_ip"):
         fields.text_or_null(body[name], name)
     if body.get("supersedes") is not None:
         fields.link_id(body["supersedes"], "supersedes")
+    signed = body.get("client_signature")
     data = fields.octets(body["data"], "data")
     if len(data) > _MAX_DATA_BYTES:
         raise Refused(f"data has {len(data)} bytes, more than {_MAX_DATA_BYTES}")
@@ -172,6 +176,8 @@ def _intent(body: _Members) -> Intent:
         signing_digest=fields.octets(body["signing_digest"], "signing_digest", 32),
         is_allowed=policy["decision"] == "allow",
         requested_at_us=fields.time_us(body["requested_at"], "requested_at"),
+        client_fingerprint=fields.text_or_null(body["client_fingerprint"], "client_fingerprint"),
+        client_signature=None if signed is None else parse_client_signature(signed),
     )
 
 

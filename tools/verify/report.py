@@ -19,6 +19,7 @@ class Report:
 
     Hashes and addresses are lower-case 0x-hex. `value_wei` is a decimal string. `receipt_status` is 1 for a
     transaction that succeeded, 0 for one that reverted. `anchor_height` is a block of the ledger.
+    `client_key` is the fingerprint of the key that the client signed its request with.
     """
 
     checks: list[Check] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Report:
     log_origin: str | None = None
     tree_size: int | None = None
     anchor_height: int | None = None
+    client_key: str | None = None
 
     @property
     def accepted(self) -> bool:

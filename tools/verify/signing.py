@@ -6,6 +6,7 @@ from hashlib import sha256
 from sha3 import keccak_256
 
 from tools.verify.body import FailedSignature, Intent, Signature
+from tools.verify.client_signature import check_client_signature
 from tools.verify.entry import Entry, of_kind
 from tools.verify.refusal import Refused, quoted
 from tools.verify.transaction import UnsignedTx, assemble_raw_tx, decode_unsigned_tx, recover_sender
@@ -42,6 +43,11 @@ def check_intents(entries: list[Entry], chain_ids: frozenset[str]) -> list[Check
             raise Refused(what + f"chain_id {quoted(intent.chain_id)} is not trusted")
         if intent.account != f"{intent.chain_id}:0x{intent.sender.hex()}":
             raise Refused(what + "account is not chain_id and from")
+        if intent.client_signature is not None:
+            try:
+                check_client_signature(intent.client_signature, intent.client_fingerprint)
+            except Refused as refused:
+                raise Refused(what + str(refused)) from None
         said = (intent.chain_number, intent.to, intent.value_wei, intent.data)
         done = (transaction.chain_number, transaction.to, transaction.value_wei, transaction.data)
         for name, ours, theirs in zip(("chain_id", "to", "value_wei", "data"), said, done, strict=True):

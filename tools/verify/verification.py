@@ -156,7 +156,12 @@ class _Verification:
             self.report.to = None if last.body.to is None else "0x" + last.body.to.hex()
             self.report.value_wei = str(last.body.value_wei)
             self.report.nonce = last.transaction.nonce
-        return f"{len(self.intents)}, each what its unsigned_tx says"
+        said = f"{len(self.intents)}, each what its unsigned_tx says"
+        # A fee bump is nobody's request: the client signed the first.
+        if self.intents and (signed := self.intents[0].body.client_signature) is not None:
+            self.report.client_key = signed.key_fingerprint
+            said += f"; asked for under the client's key {quoted(signed.key_fingerprint)}"
+        return said
 
     def signature(self) -> str:
         # (8) signing_digest ↔ signature ↔ sender ↔ raw_tx ↔ tx_hash.

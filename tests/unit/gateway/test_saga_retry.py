@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from services.core.errors import Reason, WalletError
-from services.gateway.saga import is_retried, retry_delay_s
+from services.gateway.asking import is_retried, retry_delay_s
 
 
 def test_delays_double_from_a_tenth_of_a_second_to_two() -> None:

@@ -41,6 +41,42 @@ def test_each_step_has_its_time_and_proof_mark() -> None:
     assert "(erased)" in text
 
 
+def test_fee_bumps_and_superseding_stand_out() -> None:
+    intent = {
+        "to": "0x" + "11" * 20,
+        "value_wei": "0",
+        "data": "0x",
+        "policy": {"version": 1, "decision": "allow", "rules": []},
+        "supersedes": "t-1",
+    }
+    link = {
+        "link_id": "t-1:cancel",
+        "state": "SUBMITTED",
+        "trace_id": "ab" * 16,
+        "entries": [entry("intent", intent), entry("intent", intent), entry("intent", {**intent, "supersedes": ""})],
+    }
+    text = rendered(link_tree(link, superseded_by="gap:1:00:0"))
+    assert "superseded by gap:1:00:0" in text
+    lines = text.splitlines()
+    assert "supersedes t-1: 0" in lines[1]
+    assert "fee bump 1: supersedes t-1: 0" in lines[2]
+    assert "fee bump 2: fills a gap: 0" in lines[3]
+
+
+def test_an_approval_is_told_in_words() -> None:
+    body = {
+        "act": "approval",
+        "approver": "alice",
+        "decision": "reject",
+        "expires_at": "2026-01-02T03:04:05.000000Z",
+        "terms_sha256": "0x" + "ab" * 32,
+        "transfer_id": "t-1",
+    }
+    link = {"link_id": "t-1:approval", "state": "ADMINISTRATIVE", "trace_id": "ab" * 16}
+    text = rendered(link_tree({**link, "entries": [entry("policy", body)]}))
+    assert "alice rejects 0xababab…abab, until 2026-01-02T03:04:05" in text
+
+
 def span(name: str, span_id: str, parent: str, start: int, end: int, *, failed: bool = False) -> dict[str, Any]:
     status = {"code": 2} if failed else {}
     reason = [{"key": "error.type", "value": {"stringValue": "POLICY_DENIED"}}] if failed else []

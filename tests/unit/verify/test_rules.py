@@ -62,6 +62,11 @@ def test_accepts_further_fields_and_text_of_any_language() -> None:
     assert link_verdict(drafts).accepted
 
 
+def test_accepts_an_intent_with_approvals_that_fills_a_free_nonce() -> None:
+    policy = plain_link()[INTENT].body["policy"] | {"approvals": ["0x" + "1f" * 32]}
+    assert link_verdict(edited(plain_link(), INTENT, policy=policy, supersedes=None)).accepted
+
+
 def test_accepts_errors_and_silence_beside_one_answer() -> None:
     link = plain_link()
     signed = link[SIGNATURE]
