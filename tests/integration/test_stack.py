@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +16,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tools.stack.nodes import NodeAddress
 from tools.stack.options import External, StackOptions
 from tools.stack.postgres import DatabaseServer
 from tools.stack.processes import ProcessSpec, ProcessTable, StackError
 from tools.stack.services import SERVICE_NAMES
 from tools.stack.shutdown import end_stack, run_directory
 from tools.stack.stack import Stack, read_record
+from tools.stack.tokens import Token, clone_token, create_softhsm_token
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUNDATION = {"postgres", "redis", "anvil", "nodes"}
@@ -32,8 +34,21 @@ def options(**changes: Any) -> StackOptions:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    started = Stack(tmp_path_factory.mktemp("stack") / "stack", options())
+def directories() -> Iterator[Path]:
+    """Not pytest's temporary directory: every test run that starts closes that to PostgreSQL's user."""
+    made = Path(tempfile.mkdtemp(prefix="goldenlink-stack-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def directory(directories: Path) -> Path:
+    return Path(tempfile.mkdtemp(dir=directories))
+
+
+@pytest.fixture(scope="module")
+def stack(directories: Path) -> Iterator[Stack]:
+    started = Stack(directories / "stack", options())
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         runner.run(started.start())
         yield started
@@ -188,36 +203,24 @@ async def test_a_killed_database_comes_back_with_what_was_committed(stack: Stack
     assert pids["postgres"] == stack.pid("postgres") != before
 
 
-async def test_real_ones_take_the_place_of_the_embedded(
-    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_real_database_takes_the_place_of_the_embedded(stack: Stack, directory: Path) -> None:
     server = stack.foundation.database.database("elsewhere")
     stack.foundation.database.execute("CREATE DATABASE elsewhere")
-    token_pins = tmp_path / "pins"
-    token_pins.mkdir()
-    for service in ("keys", "signer", "evidence"):
-        (token_pins / f"{service}.pin").write_text("1234\n")
-    monkeypatch.setenv("WALLET_TOKEN_PIN_DIR", str(token_pins))
-    external = External.from_environment(
-        {
-            "WALLET_DATABASE_URL": server.url.replace("postgres@", f"postgres:{server.password}@"),
-            "WALLET_REDIS_URL": "redis://redis.example:6379/0",
-            "WALLET_PKCS11_LIBRARY": "/opt/vendor/pkcs11.so",
-            "WALLET_NODES": '[{"name": "node-x", "url": "https://rpc.example/key", "chain_id": "eip155:1"}]',
-        }
-    )
-    async with Stack(tmp_path / "other", options(external=external)) as other:
-        assert other.record["processes"] == []
-        assert other.foundation.nodes == [NodeAddress("node-x", "https://rpc.example/key", "eip155:1")]
+    url = server.url.replace("postgres@", f"postgres:{server.password}@")
+    external = External.from_environment({"WALLET_DATABASE_URL": url})
+    async with Stack(directory / "other", options(external=external)) as other:
+        assert {process["service"] for process in other.record["processes"]} == FOUNDATION - {"postgres"}
+        assert server.password is not None
+        assert server.password not in json.dumps(other.record)
         schemas = server.execute("SELECT string_agg(nspname, ',' ORDER BY nspname) FROM pg_namespace")
         assert set(SERVICE_NAMES) <= set(schemas.split(","))
     with pytest.raises(StackError, match="WALLET_NODES"):
         External.from_environment({"WALLET_NODES": "https://rpc.example"})
 
 
-async def test_stop_leaves_nothing(tmp_path: Path) -> None:
+async def test_stop_leaves_nothing(directory: Path) -> None:
     # A directory too deep for a Unix socket's path.
-    stack = Stack(tmp_path / ("deep" * 30) / "stack", options())
+    stack = Stack(directory / ("deep" * 30) / "stack", options())
     await stack.start()
     pids = [process["pid"] for process in stack.record["processes"]]
     socket = stack.directory / "postgres" / "socket"
@@ -231,9 +234,9 @@ async def test_stop_leaves_nothing(tmp_path: Path) -> None:
         read_record(stack.directory)
 
 
-async def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
+async def test_a_start_that_fails_leaves_nothing(directory: Path) -> None:
     wrong = {"tracestore": {"WALLET_DATABASE_URL": "postgresql+asyncpg://tracestore@/postgres?host=/nowhere"}}
-    stack = Stack(tmp_path / "stack", options(services=("tracestore",), environment=wrong))
+    stack = Stack(directory / "stack", options(services=("tracestore",), environment=wrong))
     with pytest.raises(StackError, match="migrations tracestore"):
         await stack.start()
     assert ProcessTable(run_directory(stack.directory)).living() == []
@@ -241,7 +244,7 @@ async def test_a_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
         read_record(stack.directory)
 
 
-def test_a_killed_starter_takes_its_stack_along(tmp_path: Path) -> None:
+def test_a_killed_starter_takes_its_stack_along(directory: Path) -> None:
     program = (
         "import asyncio, pathlib, sys\n"
         "from tools.stack.options import External, StackOptions\n"
@@ -255,7 +258,7 @@ def test_a_killed_starter_takes_its_stack_along(tmp_path: Path) -> None:
         "asyncio.run(main())\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "stack")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(directory / "stack")], cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as starter:
         assert starter.stdout is not None
         pids = [int(pid) for pid in starter.stdout.readline().split()]
@@ -269,8 +272,8 @@ def test_a_killed_starter_takes_its_stack_along(tmp_path: Path) -> None:
     assert shared_memory(pids) == []
 
 
-def test_up_outlives_its_starter_and_down_ends_it(tmp_path: Path) -> None:
-    directory = tmp_path / "stack"
+def test_up_outlives_its_starter_and_down_ends_it(directory: Path) -> None:
+    directory = directory / "stack"
     program = (
         "import asyncio, pathlib, sys\n"
         "from tools.stack.options import External, StackOptions\n"
@@ -298,6 +301,33 @@ def test_up_outlives_its_starter_and_down_ends_it(tmp_path: Path) -> None:
         assert again.stdout == b"nothing was running\n"
     finally:
         end_stack(directory)
+
+
+def test_a_cloned_token_has_the_same_key_and_bears_a_process_beside_the_first(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys\n"
+        "from services.runtime.settings import TokenSettings\n"
+        "from services.runtime.token import TokenSession\n"
+        "settings = TokenSettings(token_label='keys', token_pin_file=pathlib.Path(sys.argv[1]))\n"
+        "token = TokenSession(settings)\n"
+        "for _ in range(int(sys.argv[2])):\n"
+        "    key = token.note_key('checkpoint').public_key\n"
+        "    token.close()\n"
+        "print(key.hex())\n"
+    )
+
+    def open_often(token: Token, times: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", program, str(token.pin_file), str(times)]
+        environment = {"PATH": os.defpath, **token.environment()}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+    first = create_softhsm_token(tmp_path / "keys", "keys")
+    made, _ = open_often(first, 1).communicate()
+    clone = clone_token(first, tmp_path / "keys-1")
+    assert clone.pin_file.stat().st_mode & 0o077 == 0
+    # In one directory two processes that log in again and again fail each other within a few times.
+    both = [open_often(token, 50) for token in (first, clone)]
+    assert [process.communicate()[0] for process in both] == [made, made] != ["", ""]
 
 
 async def _ready() -> bool:

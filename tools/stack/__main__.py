@@ -21,14 +21,19 @@ _HELP = """The whole suite on this machine, on loopback.
 
 Each `up` starts from nothing. Use real ones in place of the embedded four by environment variables:
 
-WALLET_DATABASE_URL  superuser URL, postgresql://user:password@host:port/database; roles and schemas are created in it.
+WALLET_DATABASE_URL  superuser URL of an empty database, postgresql://user:password@host:port/database; roles and
+schemas are created in it.
 
 WALLET_REDIS_URL  redis://:password@host:port/0
 
-WALLET_PKCS11_LIBRARY  a PKCS#11 library with tokens labelled keys, signer and evidence, and their PINs in
-$WALLET_TOKEN_PIN_DIR/<service>.pin
+WALLET_PKCS11_LIBRARY  a PKCS#11 library with initialised tokens labelled keys, signer and evidence, each with a user
+PIN, the PINs in $WALLET_TOKEN_PIN_DIR/<label>.pin. The services make their keys in them. A second signer wants a token
+signer-1. For SoftHSM, SOFTHSM2_CONF says where they are.
 
-WALLET_NODES  JSON, [{"name": "node-a", "url": "https://…", "chain_id": "eip155:1"}, …]
+WALLET_NODES  JSON, [{"name": "node-a", "url": "https://…", "chain_id": "eip155:1"}, …]; of each chain two must agree,
+where it has two.
+
+All four are tried before anything is started; down ends only what up has started.
 """
 
 application = typer.Typer(help=_HELP, no_args_is_help=True, add_completion=False)
@@ -45,10 +50,15 @@ def up(
     signer_workers: Annotated[int, typer.Option("--signer-workers", min=1)] = 1,
     tracing: Annotated[bool, typer.Option("--tracing/--no-tracing")] = True,
     policy: Annotated[Path | None, typer.Option("--policy", help="policy file of the signer", exists=True)] = None,
+    replicas: Annotated[list[str] | None, typer.Option("--replicas", metavar="SERVICE=N", help="repeatable")] = None,
 ) -> None:
     """Start everything; return when it serves."""
     options = StackOptions(
-        block_time_s=block_time_s, signer_workers=signer_workers, tracing=tracing, policy_file=policy
+        block_time_s=block_time_s,
+        signer_workers=signer_workers,
+        tracing=tracing,
+        policy_file=policy,
+        replicas=dict(map(_replicas, replicas or [])),
     )
     stack = Stack(directory, options)
     asyncio.run(stack.start())
@@ -72,10 +82,17 @@ def status(directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOption =
     record = read_record(directory.resolve())
     living = set(ProcessTable(run_directory(directory.resolve())).living())
     for process in record["processes"]:
-        process["alive"] = process["service"] in living
+        process["alive"] = process["name"] in living
     _show(record, as_json)
     if not all(process["alive"] for process in record["processes"]):
         raise typer.Exit(1)
+
+
+def _replicas(text: str) -> tuple[str, int]:
+    service, _, count = text.partition("=")
+    if not count.isdecimal():
+        raise typer.BadParameter("SERVICE=N, such as signer=2", param_hint="--replicas")
+    return service, int(count)
 
 
 def _show(record: dict[str, Any], as_json: bool) -> None:
@@ -85,12 +102,14 @@ def _show(record: dict[str, Any], as_json: bool) -> None:
     table = Table("process", "pid", "listens on", title="Golden Link, on this machine", title_justify="left")
     for process in record["processes"]:
         ports = " · ".join(f"{name} {number}" for name, number in process["ports"].items())
-        name = process["service"] if process.get("alive", True) else f"[red]{process['service']} (ended)[/red]"
+        name = process["name"] if process.get("alive", True) else f"[red]{process['name']} (ended)[/red]"
         table.add_row(name, str(process["pid"]), ports or "Unix socket")
     _console.print(table)
     places = {
-        "gateway": f"{record['gateway_url']}/docs" if "gateway" in record["services"] else None,
-        "tiles": record["tiles_url"] if "evidence" in record["services"] else None,
+        "gateway": " ".join(f"{url}/docs" for url in record["gateway_urls"])
+        if "gateway" in record["services"]
+        else None,
+        "tiles": " ".join(record["tiles_urls"]) if "evidence" in record["services"] else None,
         "tokens": str(Path(record["token_files"]["operator"]).parent) + "/api-token-{operator,approver,auditor}",
         "logs": f"{record['directory']}/logs",
         "record": f"{record['directory']}.json",

@@ -1,4 +1,4 @@
-"""A development certificate authority: ECDSA P-256, one leaf a service, named as the service and never localhost."""
+"""A development certificate authority: ECDSA P-256, leaves named as the service and never localhost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CLOCK_SKEW = timedelta(minutes=5)
 
 
 class Authority:
-    """Issues leaves into `<directory>/<service>/{ca,cert,key}.pem`. The CA's own key is never written to disk."""
+    """Issues leaves into `<directory>/<name>/{ca,cert,key}.pem`. The CA's own key is never written to disk."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -31,8 +31,11 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
-    def issue(self, service: str) -> Path:
-        """A certificate with DNS name `service` and its SPIFFE URI, for both sides of TLS. Returns its directory."""
+    def issue(self, service: str, name: str | None = None) -> Path:
+        """A certificate with DNS name `service` and its SPIFFE URI, for both sides of TLS. Returns its directory.
+
+        `name` is the directory's, by default the service's: replicas have a key each and one identity.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         names = [x509.DNSName(service), x509.UniformResourceIdentifier(f"spiffe://goldenlink/{service}")]
         usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
@@ -46,7 +49,7 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        directory = self._directory / service
+        directory = self._directory / (name or service)
         write_private(directory / "ca.pem", self._certificate.public_bytes(serialization.Encoding.PEM))
         write_private(directory / "cert.pem", certificate.public_bytes(serialization.Encoding.PEM))
         pem = key.private_bytes(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
+from services.core.errors import WalletError
+from services.runtime.nodes import Nodes, read_nodes
 from tools.stack.files import new_password, write_json
 from tools.stack.ports import Ports
-from tools.stack.processes import ProcessSpec
+from tools.stack.processes import ProcessSpec, StackError
 
 NODE_NAMES = ("node-a", "node-b", "node-c")
+_NODE_TIMEOUT_S = 10.0
 SOURCE_TREE = Path(__file__).resolve().parents[2]
 
 
@@ -22,7 +25,7 @@ class NodeAddress:
     """One line of the nodes file. The URL may hold a key."""
 
     name: str
-    url: str
+    url: str = field(repr=False)
     chain_id: str
 
 
@@ -65,3 +68,23 @@ class EmbeddedNodes:
 
 def write_nodes_file(path: Path, addresses: list[NodeAddress]) -> Path:
     return write_json(path, [{"name": a.name, "url": a.url, "chain_id": a.chain_id} for a in addresses])
+
+
+async def check_nodes(nodes_file: Path) -> None:
+    """Raises StackError when a node of the file does not serve its chain; nodes are named, and no URL is quoted."""
+    try:
+        addresses = read_nodes(nodes_file)
+    except ValueError as error:
+        raise StackError(f"WALLET_NODES: {error}") from None
+    nodes = Nodes(addresses, 1, _NODE_TIMEOUT_S)
+    try:
+        for chain in nodes.chains:
+            for node in chain.nodes:
+                await node.greet()
+    except WalletError as error:
+        cause = error.details.get("cause") or error.details.get("http_status")
+        raise StackError(
+            f"WALLET_NODES: {error.details['node']}: {error.message}{f' ({cause})' if cause else ''}"
+        ) from None
+    finally:
+        await nodes.close()

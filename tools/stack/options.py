@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tools.stack.nodes import NodeAddress
 from tools.stack.processes import StackError
-from tools.stack.services import SERVICE_NAMES
+from tools.stack.services import SERVICE_NAMES, Replica, Service
+from tools.stack.tokens import ExternalTokens
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,15 @@ class External:
     """Real ones to use in place of the embedded four; each None = embedded."""
 
     # Superuser URL (`postgresql://user:password@host:port/database`): roles and schemas are created in its database.
-    database_url: str | None = None
-    redis_url: str | None = None
-    # Its tokens `keys`, `signer` and `evidence` exist, with PINs in $WALLET_TOKEN_PIN_DIR/<service>.pin.
-    pkcs11_library: Path | None = None
+    database_url: str | None = field(default=None, repr=False)
+    redis_url: str | None = field(default=None, repr=False)
+    tokens: ExternalTokens | None = None
     nodes: tuple[NodeAddress, ...] | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> External:
         """Raises StackError when WALLET_NODES is not the JSON list that it should be."""
-        library, nodes = environment.get("WALLET_PKCS11_LIBRARY"), environment.get("WALLET_NODES")
+        nodes = environment.get("WALLET_NODES")
         try:
             addresses = tuple(NodeAddress(**node) for node in json.loads(nodes)) if nodes else None
         except (TypeError, ValueError):
@@ -35,7 +35,7 @@ class External:
         return cls(
             database_url=environment.get("WALLET_DATABASE_URL") or None,
             redis_url=environment.get("WALLET_REDIS_URL") or None,
-            pkcs11_library=Path(library) if library else None,
+            tokens=ExternalTokens.from_environment(environment),
             nodes=addresses,
         )
 
@@ -49,7 +49,7 @@ class StackOptions:
     slots_in_an_epoch: int = 1
     signer_workers: int = 1
     tracing: bool = True
-    # anvil's pool bears thousands of pending transactions of one account; a public node's 64.
+    # anvil's pool bears thousands of pending transactions of one account. External nodes get broadcaster's default.
     max_in_flight: int = 4096
     # None = the signer's development policy.
     policy_file: Path | None = None
@@ -57,6 +57,17 @@ class StackOptions:
     environment: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     # A subset starts only these (and what they stand on is the caller's care); () = databases, tokens and nodes only.
     services: tuple[str, ...] = SERVICE_NAMES
+    # Service → how many processes of it; 1 where it is not named.
+    replicas: Mapping[str, int] = field(default_factory=dict)
     # End everything when the process that started the stack ends, however it ends.
     supervised: bool = False
     external: External = field(default_factory=lambda: External.from_environment(os.environ))
+
+    def __post_init__(self) -> None:
+        """Raises StackError when `replicas` names no service or no number."""
+        for name, count in self.replicas.items():
+            if name not in SERVICE_NAMES or count < 1:
+                raise StackError(f"replicas: '{name}' is no service, or {count} no number of processes")
+
+    def replicas_of(self, service: Service) -> tuple[Replica, ...]:
+        return tuple(Replica(service, index) for index in range(self.replicas.get(service.name, 1)))

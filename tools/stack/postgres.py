@@ -95,6 +95,20 @@ class ServiceRoles:
     owner_password_file: Path
 
 
+def check_empty(server: DatabaseServer, services: Iterable[str]) -> None:
+    """A stack starts from nothing: its tokens, keys and checkpoint file do not fit what an earlier one has left.
+
+    Raises:
+        StackError: the database holds tables of the suite.
+    """
+    schemas = server.execute("SELECT DISTINCT schemaname FROM pg_tables").splitlines()
+    if found := sorted(set(schemas).intersection(services)):
+        raise StackError(
+            f"WALLET_DATABASE_URL: the database '{server.name}' holds an earlier suite (schemas {', '.join(found)}),"
+            " and each start is from nothing: name an empty database"
+        )
+
+
 def create_roles(server: DatabaseServer, services: Iterable[str], secrets: Path) -> dict[str, ServiceRoles]:
     """Roles `<service>` and `<service>_owner` with new passwords. Rights on tables are granted by the migrations."""
     # Statements that hold passwords stay out of the server's log, as far as its operator lets us say so.
@@ -135,7 +149,7 @@ def create_schemas(server: DatabaseServer, services: Iterable[str]) -> None:
 class EmbeddedPostgres:
     """A new cluster under `directory`."""
 
-    def __init__(self, directory: Path, log: Path) -> None:
+    def __init__(self, directory: Path, log: Path, max_connections: int = 100) -> None:
         self._directory = directory
         self._data = directory / "data"
         self._user = _USER if os.geteuid() == 0 else None
@@ -147,7 +161,7 @@ class EmbeddedPostgres:
             let_traverse(_BINARIES / "postgres")
         self._socket = self._socket_directory()
         password = new_password()
-        self._initialise(password)
+        self._initialise(password, max_connections)
         self.server = DatabaseServer(f"postgresql://postgres@/postgres?host={self._socket}", password)
         self.spec = ProcessSpec(
             name="postgres",
@@ -178,7 +192,7 @@ class EmbeddedPostgres:
         path.symlink_to(short)
         return short
 
-    def _initialise(self, password: str) -> None:
+    def _initialise(self, password: str, max_connections: int) -> None:
         password_file = write_private(self._directory / "superuser-password", password + "\n")
         self._own(password_file)
         done = subprocess.run(
@@ -203,7 +217,7 @@ class EmbeddedPostgres:
             configuration.write(
                 f"listen_addresses = ''\nunix_socket_directories = '{self._socket}'\nunix_socket_permissions = 0700\n"
                 # Files instead of /dev/shm: a killed server leaves nothing outside its directory.
-                "dynamic_shared_memory_type = mmap\nmax_connections = 100\n"
+                f"dynamic_shared_memory_type = mmap\nmax_connections = {max_connections}\n"
             )
 
     async def _ready(self) -> bool:

