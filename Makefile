@@ -53,6 +53,11 @@ test: setup ## format, lint, types, imports, generated files, unit and integrati
 bench: setup ## measure; table on screen, build/bench.json
 	@$(PYTHON) -m tools.bench
 
+N ?= 2000
+.PHONY: chaos
+chaos: setup ## kill, pause, lie and reorganise under load, then count; N=transfers, SEED=replays a run
+	@$(PYTHON) -m tools.chaos --transfers $(N) $(if $(SEED),--seed $(SEED))
+
 .PHONY: format
 format: setup ## format the code
 	.venv/bin/ruff check --fix --quiet .

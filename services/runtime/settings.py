@@ -31,7 +31,10 @@ class ServiceSettings(BaseSettings):
         return json.loads(value) if isinstance(value, str) else value
 
     def peer_target(self, service: str) -> str:
-        """gRPC target of a peer; without an entry, every address of its DNS name (headless service)."""
+        """gRPC target of a peer; without an entry, every address of its DNS name (headless service).
+
+        An entry is `HOST:PORT`, or names several replicas: `ipv4:HOST:PORT,HOST:PORT`. Calls go to them in turn.
+        """
         return self.peers.get(service, f"dns:///{service}:50051")
 
 

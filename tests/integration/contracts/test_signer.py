@@ -7,6 +7,7 @@ import hashlib
 import pytest
 
 from protos.wallet.v1 import signer_pb2 as pb
+from protos.wallet.v1.txbuilder_pb2 import BuildSupersedingRequest, BumpTransactionRequest
 from services.core.errors import WalletError
 from services.core.transactions import tx_hash
 from services.runtime.telemetry import new_traceparent
@@ -162,6 +163,47 @@ async def test_a_signed_link_is_not_voided(peers: Peers) -> None:
     signed = await peers.signer.SignTransaction(request)
     assert (await refusal(void(peers, request.transfer_id)))[0] == "ALREADY_SIGNED"
     assert await peers.signer.SignTransaction(request) == signed
+
+
+async def test_a_fee_bump_of_txbuilder_is_signed_in_the_same_link(peers: Peers) -> None:
+    account = await peers.account()
+    first = sign_request(account, await peers.built(account))
+    signed = await peers.signer.SignTransaction(first)
+    bump = pb.SignTransactionRequest()
+    bump.CopyFrom(first)
+    built = await peers.txbuilder.BumpTransaction(BumpTransactionRequest(transfer_id=first.transfer_id, replacement=1))
+    bump.unsigned_tx = built.unsigned_tx
+    bumped = await peers.signer.SignTransaction(bump)
+    assert bumped.raw_tx != signed.raw_tx
+    assert await peers.signer.SignTransaction(bump) == bumped
+    assert (await peers.signer.SignTransaction(first)).raw_tx == signed.raw_tx
+
+
+async def test_a_superseding_link_of_txbuilder_ends_the_other(peers: Peers) -> None:
+    account = await peers.account()
+    built = await peers.built(account)
+    first = sign_request(account, built)
+    await peers.signer.SignTransaction(first)
+    link_id = f"{first.transfer_id}:cancel"
+    superseding = sign_request(
+        account,
+        await peers.txbuilder.BuildSuperseding(
+            BuildSupersedingRequest(
+                transfer_id=link_id,
+                chain_id=account.chain_id,
+                from_address=account.address,
+                nonce=built.nonce,
+                supersedes=first.transfer_id,
+            )
+        ),
+    )
+    assert superseding.transfer_id == link_id
+    superseding.supersedes = unique("t")
+    assert await refusal(peers.signer.SignTransaction(superseding)) == ("NONCE_REGISTERED", "supersedes")
+    superseding.supersedes = first.transfer_id
+    signed = await peers.signer.SignTransaction(superseding)
+    assert await peers.signer.SignTransaction(superseding) == signed
+    assert (await refusal(void(peers, first.transfer_id)))[0] == "ALREADY_SIGNED"
 
 
 async def test_the_status_says_that_it_could_sign(peers: Peers) -> None:

@@ -57,7 +57,7 @@ class Suite:
             trust_env=False,
         )
 
-    def make_token(self, name: str, role: str, *, expires_in_days: int = 1) -> Path:
+    def make_token(self, name: str, role: str, *, expires_in_days: int = 1, public_key: Path | None = None) -> Path:
         """The file of a new API token, made as an operator of the machine makes one."""
         out = self.stack.directory / "secrets" / f"api-token-{secrets.token_hex(4)}"
         gateway = next(service for service in SERVICES if service.name == "gateway")
@@ -65,6 +65,7 @@ class Suite:
             [
                 *(sys.executable, "-m", "services.gateway", "token", "create", "--name", name, "--role", role),
                 *("--expires-in-days", str(expires_in_days), "--out", str(out)),
+                *(("--public-key", str(public_key)) if public_key else ()),
             ],
             env=self.stack.foundation.owner_environment(gateway),
             cwd=ROOT,

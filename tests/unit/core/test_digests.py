@@ -7,9 +7,11 @@ from services.core.digests import (
     CURVE_ORDER,
     Digest,
     Signature,
+    TokenMade,
     keccak256,
     low_s,
     recover,
+    recover_all,
     recover_public_key,
     split_signature,
 )
@@ -60,6 +62,45 @@ def test_what_does_not_verify_is_refused() -> None:
         with pytest.raises(WalletError) as refusal:
             recover(*arguments)
         assert refusal.value.reason is Reason.SIGNATURE_INVALID
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.binary(min_size=32, max_size=32), st.integers(1, 3), st.booleans()), max_size=8))
+def test_many_signatures_gain_theirs_at_once(items: list[tuple[bytes, int, bool]]) -> None:
+    made, expected = [], []
+    for digest, number, high_s in items:
+        key = coincurve.PrivateKey(bytes([number]) * 32)
+        recoverable = key.sign_recoverable(digest, hasher=None)
+        r, s = split_signature(recoverable[:64])
+        raw = r.to_bytes(32, "big") + (CURVE_ORDER - s if high_s else s).to_bytes(32, "big")
+        made.append(TokenMade(raw, Digest(digest), key.public_key.format()))
+        expected.append(Signature(r, s, recoverable[64]))
+    assert recover_all(made) == expected
+
+
+def test_of_many_the_wrong_ones_are_refused_and_hurt_no_neighbour() -> None:
+    digest = keccak256(b"transfer")
+    recoverable = KEY.sign_recoverable(digest, hasher=None)
+    right = TokenMade(recoverable[:64], digest, PUBLIC_KEY)
+    other_key = coincurve.PrivateKey(b"\x47" * 32).public_key
+    wrong = [
+        right._replace(raw_signature=bytes(64)),
+        right._replace(raw_signature=bytes(63)),
+        right._replace(raw_signature=b"\xff" * 64),
+        right._replace(raw_signature=recoverable[32:64] + recoverable[:32]),
+        right._replace(digest=keccak256(b"other")),
+        right._replace(public_key=other_key.format()),
+        # The same x with the other y is another key.
+        right._replace(public_key=bytes([PUBLIC_KEY[0] ^ 1]) + PUBLIC_KEY[1:]),
+        right._replace(public_key=KEY.public_key.format(compressed=False)),
+        right._replace(public_key=b"\x02" + bytes(31) + b"\x05"),  # no point of the curve has x = 5
+    ]
+    outcomes = recover_all([made for one in wrong for made in (right, one)])
+    assert outcomes[::2] == [Signature(*split_signature(recoverable[:64]), recoverable[64])] * len(wrong)
+    for outcome in outcomes[1::2]:
+        assert isinstance(outcome, WalletError)
+        assert outcome.reason is Reason.SIGNATURE_INVALID
+    assert recover_all([]) == []
 
 
 def test_out_of_range_signatures_cannot_exist() -> None:

@@ -19,6 +19,7 @@ from services.core.transactions import (
     LegacyTransaction,
     UnsignedTransaction,
     assemble_raw,
+    attach_signature,
     created_address,
     decode_raw,
     decode_unsigned,
@@ -135,6 +136,7 @@ def test_unsigned_transactions_round_trip(tx: UnsignedTransaction) -> None:
 @given(transactions, signatures)
 def test_raw_transactions_round_trip(tx: UnsignedTransaction, signature: Signature) -> None:
     assert decode_raw(assemble_raw(tx, signature)) == (tx, signature)
+    assert attach_signature(encode_unsigned(tx), signature) == assemble_raw(tx, signature)
 
 
 @given(transactions, st.data())

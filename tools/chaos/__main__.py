@@ -1,0 +1,210 @@
+"""`python -m tools.chaos [--transfers N] [--seed S]`: exit status 0 when every promise was kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import aiohttp
+import typer
+import uvloop
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy import make_url
+
+from services.runtime.db import Database
+from services.runtime.settings import DatabaseSettings
+from tools.bench.machine import describe_commit, describe_machine
+from tools.chaos.audit import Audit, Finding
+from tools.chaos.client import Client
+from tools.chaos.faults import BLOCK_TIME_S, SLOTS_IN_AN_EPOCH, Faults
+from tools.chaos.load import Account, Load, make_accounts
+from tools.chaos.plan import ACCOUNTS, make_orders
+from tools.chaos.recovery import Row, summarise
+from tools.stack.options import StackOptions
+from tools.stack.services import SERVICE_NAMES, replica_name
+from tools.stack.stack import Stack
+
+_CONSOLE = Console(highlight=False)
+_DIRECTORY = Path("build") / "chaos-stack"
+_OUTPUT = Path("build") / "chaos.json"
+_REPLICAS = 2
+_FUNDS_WEI = 10**21
+_GIVE_UP_S = 60.0
+# After everything is whole again: so long until the last transfer has ended.
+_SETTLED_WITHIN_S = 60.0
+_SETTLED_WITHIN_S_PER_TRANSFER = 0.02
+
+
+def main(
+    transfers: Annotated[int, typer.Option(min=1, help="how many are asked for")] = 2_000,
+    seed: Annotated[int | None, typer.Option(help="replays a run's load and the order of its faults")] = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="transfers a second")] = 15.0,
+    faults: Annotated[bool, typer.Option(help="--no-faults: the load alone")] = True,
+) -> None:
+    """Kill, pause, lie and reorganise under load; then count."""
+    chosen = secrets.randbelow(2**32) if seed is None else seed
+    _CONSOLE.print(f"seed {chosen}: python -m tools.chaos --transfers {transfers} --seed {chosen} --rate {rate:g}")
+    run = _Run(transfers, chosen, rate, faults)
+    kept = uvloop.run(run.run())
+    raise typer.Exit(0 if kept else 1)
+
+
+class _Run:
+    def __init__(self, transfers: int, seed: int, rate: float, with_faults: bool) -> None:
+        self._transfers = transfers
+        self._seed = seed
+        self._rate = rate
+        self._with_faults = with_faults
+        self._started = time.monotonic()
+
+    async def run(self) -> bool:
+        fault_directory = (_DIRECTORY.parent / "chaos-faults").resolve()
+        fault_directory.mkdir(parents=True, exist_ok=True)
+        for left in fault_directory.iterdir():
+            left.unlink()
+        environment = {"WALLET_FAULT_DIR": str(fault_directory), "WALLET_STALL_AFTER_S": "6", "WALLET_GAP_AFTER_S": "8"}
+        options = StackOptions(
+            block_time_s=BLOCK_TIME_S,
+            slots_in_an_epoch=SLOTS_IN_AN_EPOCH,
+            supervised=True,
+            replicas=dict.fromkeys(SERVICE_NAMES, _REPLICAS),
+            environment=dict.fromkeys(SERVICE_NAMES, environment),
+        )
+        self._say(f"starting {_REPLICAS} replicas of each service")
+        async with Stack(_DIRECTORY, options) as stack:
+            names = [replica_name(name, index) for name in SERVICE_NAMES for index in range(_REPLICAS)]
+            faults = Faults(stack, fault_directory, names, self._seed)
+            tokens = {role: _read(stack.api_token_file(role)) for role in ("operator", "approver")}
+            client = Client(stack.record["gateway_urls"], tokens, _GIVE_UP_S)
+            database = _open_database(stack)
+            try:
+                return await self._run(stack, faults, client, database)
+            finally:
+                await faults.close()
+                await client.close()
+                await database.close()
+
+    async def _run(self, stack: Stack, faults: Faults, client: Client, database: Database) -> bool:
+        accounts = await make_accounts(client)
+        await _fund(stack, accounts[:ACCOUNTS])
+        load = Load(client, accounts, self._rate)
+        self._say(f"{self._transfers:,} transfers at {self._rate:g}/s, and faults meanwhile")
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            if self._with_faults:
+                tasks.create_task(faults.run(stop))
+            await load.run(make_orders(self._seed, self._transfers))
+            stop.set()
+        healed = time.time()
+        self._say(f"{len(load.accepted):,} accepted, {client.repeated:,} requests repeated; everything is whole again")
+        settled_s = await self._settle(database)
+        self._say("reading chain, log, tables and bundles")
+        audit = Audit(
+            database, stack.record["chain_url"], client, stack.trust_file.read_bytes(), accounts, load.accepted
+        )
+        findings = [
+            Finding("every request was accepted", not load.refused, "; ".join(load.refused[:5]) or "all"),
+            Finding("no answer was a 500", not client.internal_errors, "; ".join(client.internal_errors[:3]) or "none"),
+            *await audit.run(),
+        ]
+        rows = await summarise(database, faults.injected)
+        self._show(findings, rows, faults, audit, load, settled_s)
+        self._write(findings, rows, faults, healed, settled_s)
+        return all(finding.ok for finding in findings)
+
+    async def _settle(self, database: Database) -> float:
+        """Seconds until every transfer has ended, or until that is given up."""
+        began = time.monotonic()
+        give_up_at = began + _SETTLED_WITHIN_S + self._transfers * _SETTLED_WITHIN_S_PER_TRANSFER
+        while time.monotonic() < give_up_at:
+            open_ = await database.value(
+                "SELECT count(*) FROM gateway.transfers WHERE state NOT IN ('FINALIZED', 'FAILED')"
+            )
+            if not open_:
+                break
+            await asyncio.sleep(0.5)
+        return time.monotonic() - began
+
+    def _say(self, what: str) -> None:
+        _CONSOLE.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/dim]  {what}")
+
+    def _show(
+        self, findings: list[Finding], rows: list[Row], faults: Faults, audit: Audit, load: Load, settled_s: float
+    ) -> None:
+        table = Table("fault", "on", "injected", "stood still, median", "longest", title="Faults")
+        for row in rows:
+            table.add_row(row.fault, row.target, str(row.injected), _seconds(row.median_s), _seconds(row.longest_s))
+        _CONSOLE.print(table)
+        _CONSOLE.print(
+            f"{sum(faults.points_hit.values())} deaths at {len(faults.points_hit)} fault points; "
+            f"{len(faults.points_missed)} armed ones were not reached; "
+            f"{audit.log.revocations} inclusions revoked by reorgs; {len(audit.log.bumped_links)} links bumped; "
+            f"cancellations answered {load.cancellations}; all ended {settled_s:.1f} s after the last fault"
+        )
+        promises = Table("promise", "kept", "figures", title=f"Seed {self._seed}")
+        for finding in findings:
+            promises.add_row(finding.promise, "yes" if finding.ok else "[red]NO[/red]", finding.figures)
+        _CONSOLE.print(promises)
+
+    def _write(self, findings: list[Finding], rows: list[Row], faults: Faults, healed: float, settled_s: float) -> None:
+        document: dict[str, Any] = {
+            "format": "goldenlink.chaos.v1",
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "commit": describe_commit(),
+            "machine": describe_machine(),
+            "seed": self._seed,
+            "transfers": self._transfers,
+            "rate_per_s": self._rate,
+            "seconds": round(time.monotonic() - self._started, 1),
+            "settled_s": round(settled_s, 1),
+            "healed_at": healed,
+            "findings": [asdict(finding) for finding in findings],
+            "faults": [asdict(row) for row in rows],
+            "points_hit": dict(faults.points_hit),
+            "points_missed": dict(faults.points_missed),
+            "injected": [asdict(one) for one in faults.injected],
+        }
+        _OUTPUT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        _CONSOLE.print(f"everything in {_OUTPUT}")
+
+
+async def _fund(stack: Stack, accounts: list[Account]) -> None:
+    async with aiohttp.ClientSession() as http:
+        for account in accounts:
+            call = {
+                "jsonrpc": "2.0",
+                "id": 1,
+                "method": "anvil_setBalance",
+                "params": [account.address, hex(_FUNDS_WEI)],
+            }
+            async with http.post(stack.record["chain_url"], json=call) as reply:
+                reply.raise_for_status()
+
+
+def _open_database(stack: Stack) -> Database:
+    server = stack.foundation.database
+    return Database(
+        DatabaseSettings(
+            database_url=server.role_url(make_url(server.url).username or "postgres"),
+            database_password_file=stack.foundation.database_password_file if server.password else None,
+        )
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} s"
+
+
+if __name__ == "__main__":
+    typer.run(main)
