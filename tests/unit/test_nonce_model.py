@@ -203,7 +203,7 @@ def _superseding(world: World, link: str, supersedes: str, nonce: int = 0) -> st
 
 # How many steps an actor is let go: to where a build has read the account, the row says BUILT, the register has the
 # link, the log the intent, the register the signature.
-_READ, _BUILT, _ENTERED, _INTENDED, _SIGNED = 5, 7, 8, 9, 10
+_READ, _BUILT, _ENTERED, _INTENDED, _SIGNED = 5, 7, 8, 9, 11
 
 
 def two_builds_of_one_transfer(world: World) -> None:
@@ -257,6 +257,20 @@ def a_signature_under_way_when_its_link_is_superseded(world: World) -> None:
     _run_to(world, late)
 
 
+def a_transfer_that_fails_while_it_is_signed(world: World) -> None:
+    _run_to(world, world.carry(_transfer(world, 0)), _SIGNED)
+    _run_to(world, world.fail("t0"))
+    _run_to(world, world.carry(_transfer(world, 1)))
+
+
+def a_signature_under_way_when_its_link_is_voided(world: World) -> None:
+    late = world.carry(_transfer(world, 0))
+    _run_to(world, late, _INTENDED)
+    _run_to(world, world.fail("t0"))
+    _run_to(world, late)
+    _run_to(world, world.carry(_transfer(world, 1)))
+
+
 def two_links_that_supersede_one_transfer(world: World) -> None:
     _run_to(world, world.carry(_transfer(world, 0)), _ENTERED)
     for link in ("t0:cancel", "gap:0"):
@@ -271,6 +285,8 @@ SCHEDULES: list[tuple[str, Callable[[World], None], bool]] = [
     ("unheld gaps are found", an_account_that_began_above_transactions_that_a_reorg_took_back, False),
     ("held gaps are freed", a_transfer_that_failed_with_its_nonce, False),
     ("one transfer a nonce", two_transfers_that_a_wrong_builder_gave_one_nonce, True),
+    ("signed is not voided", a_transfer_that_fails_while_it_is_signed, False),
+    ("voided is not signed", a_signature_under_way_when_its_link_is_voided, False),
     ("superseded is not signed", a_signature_under_way_when_its_link_is_superseded, False),
     ("one superseding link a nonce", two_links_that_supersede_one_transfer, False),
 ]
