@@ -75,11 +75,13 @@ class Builder:
             return results
         # (3) Keep contenders apart; without Redis the row lock alone does it.
         async with self._lock.hold(f"nonce:{self._account_ids.of(terms.chain_id, terms.sender)}") as held:
-            if not held:
+            # (4) Fence whoever held it before and was paused.
+            if held:
+                epoch = await self._store.raise_epoch(account)
+            else:
                 _without_lock.add(1)
                 _log.warning("the nonce lock cannot be had; going on through the row lock")
-            # (4) Fence whoever held it before and was paused.
-            epoch = await self._store.raise_epoch(account)
+                epoch = await self._store.read_epoch(account)
             # (5) The account as the chain has it now.
             state = await self._chain.account_state(account.chain_id, account.address)
             committed = await self._store.committed_wei(account, state.mined_nonce)

@@ -97,15 +97,25 @@ class Store:
             }
 
     async def raise_epoch(self, account: AccountKey) -> int:
-        """A new fencing token: whoever holds an older one can write nothing more."""
+        """A new fencing token, for who holds the lease: whoever has an older one can write nothing more."""
+        return await self._epoch(account, raised_by=1)
+
+    async def read_epoch(self, account: AccountKey) -> int:
+        """The fencing token that stands, for who holds no lease: of several, whoever commits first can write.
+
+        If each raised it, each could be in time to stop the other, for ever.
+        """
+        return await self._epoch(account, raised_by=0)
+
+    async def _epoch(self, account: AccountKey, *, raised_by: int) -> int:
         async with self._database.statement() as connection:
             epoch = await connection.execute(
                 text("""
                     INSERT INTO txbuilder.accounts AS a (chain_id, address, epoch) VALUES (:chain_id, :address, 1)
-                    ON CONFLICT (chain_id, address) DO UPDATE SET epoch = a.epoch + 1
+                    ON CONFLICT (chain_id, address) DO UPDATE SET epoch = a.epoch + :raised_by
                     RETURNING epoch
                 """),
-                {"chain_id": account.chain_id, "address": account.address},
+                {**account.columns, "raised_by": raised_by},
             )
             return int(epoch.scalar_one())
 
@@ -157,7 +167,7 @@ class Store:
                 )
             await connection.execute(
                 text("""
-                    UPDATE txbuilder.accounts SET next_nonce = :next_nonce
+                    UPDATE txbuilder.accounts SET next_nonce = :next_nonce, epoch = epoch + 1
                     WHERE chain_id = :chain_id AND address = :address
                 """),
                 {**account.columns, "next_nonce": Decimal(sequence.next_nonce)},

@@ -137,6 +137,21 @@ async def test_a_server_that_accepts_and_never_answers(
     server.close()
 
 
+async def test_of_two_processes_without_redis_the_first_to_commit_is_not_stopped_by_the_other(bench: Bench) -> None:
+    gates = [Gate(bench.nodes), Gate(bench.nodes)]
+    building: list[asyncio.Task[Any]] = []
+    for number, gate in enumerate(gates):
+        _, lock = as_wired("redis://127.0.0.1:1/0")
+        building.append(asyncio.create_task(bench.builder_with(lock, gate).build([draft(f"t-{number}")])))
+        await gate.reached.wait()
+    gates[0].opened.set()
+    assert built(await building[0])[0].nonce == 0
+    gates[1].opened.set()
+    with pytest.raises(WalletError) as refused:
+        await building[1]
+    assert refused.value.reason is Reason.LEASE_LOST
+
+
 async def test_a_server_that_is_killed_and_comes_back_empty(
     bench: Bench, own_redis: OwnRedis, allocations_without_lock: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -276,6 +276,7 @@ async def test_gaps_are_what_stands_below_the_highest_reservation(bench: Bench) 
     await bench.replacer.supersede("t-3:cancel", ACCOUNT, 3, "t-3")
     # What is mined is none, and a superseded nonce is on its way.
     await bench.send(first.unsigned_tx)
+    assert await bench.mined_nonce() == 1
     assert await found_gaps(bench) == [(1, "t-1"), (2, "gap:2")]
 
 

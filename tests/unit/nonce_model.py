@@ -154,8 +154,7 @@ class World:
         if (row := self.held(link)) is not None:
             return _tx(row)
         yield
-        # Store.raise_epoch
-        self.epoch += 1
+        # Store.read_epoch: raise_epoch only makes more of the others start again.
         epoch = self.epoch
         yield
         # ChainReader.account_state
@@ -168,6 +167,7 @@ class World:
         # … and what is written.
         if self.has("epoch") and self.epoch != epoch:
             raise Again
+        self.epoch += 1
         row = Reservation(link, free[0] if free else following, None, [1])
         self._reserve(row)
         if free:
