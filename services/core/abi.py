@@ -1,4 +1,4 @@
-"""Contract calls from an ABI signature and JSON arguments, and back. The coding itself is the eth-abi library's.
+"""Contract calls from an ABI signature and JSON arguments. The coding itself is the eth-abi library's.
 
 JSON forms: addresses 0x hex (EIP-55 where mixed case), integers as JSON integers or decimal strings, bool, string,
 bytes as 0x hex, arrays and tuples as lists.
@@ -13,11 +13,8 @@ from itertools import accumulate
 from typing import Any, TypeAlias
 
 from eth_abi.abi import default_codec
-from eth_abi.codec import ABIDecoder
-from eth_abi.decoding import ContextFramesBytesIO
-from eth_abi.exceptions import DecodingError, ParseError
+from eth_abi.exceptions import ParseError
 from eth_abi.grammar import TupleType, parse
-from eth_abi.registry import registry
 
 from services.core.addresses import Address, parse_address
 from services.core.digests import keccak256
@@ -66,28 +63,6 @@ def encode_call(signature: str, arguments: list[object]) -> bytes:
     return data
 
 
-def decode_call(data: bytes, signature: str) -> list[object]:
-    """The arguments in call data, such that `encode_call(signature, arguments)` is `data`: what a policy reads is all
-    there is. Addresses come as lower-case hex, integers as int, bytes as 0x hex, arrays and tuples as lists.
-
-    Raises:
-        WalletError: INVALID_CALLDATA if the selector differs, or `data` is not the canonical encoding.
-    """
-    function, types = _parse_signature(signature)
-    if len(data) > MAX_DATA_BYTES:
-        raise _invalid("call data is too large", rule="at most 128 KiB")
-    if data[:4] != function:
-        raise _invalid("call data is of another function", rule="the selector of the signature")
-    try:
-        values = _decoder.decode([abi_type.to_type_str() for abi_type in types], data[4:])
-        arguments = [_argument(abi_type, value) for abi_type, value in zip(types, values, strict=True)]
-    except (DecodingError, ValueError, OverflowError) as error:
-        raise _invalid("call data does not fit the signature", rule="an encoding of the signature's types") from error
-    if encode_call(signature, arguments) != data:
-        raise _invalid("call data is ambiguous", rule="the canonical encoding")
-    return arguments
-
-
 def erc20_transfer(to: Address, amount: int) -> bytes:
     """Call data of ERC-20's transfer; `amount` counts the token's smallest unit.
 
@@ -95,32 +70,6 @@ def erc20_transfer(to: Address, amount: int) -> bytes:
         WalletError: INVALID_CALLDATA if `amount` is outside 0 … 2**256-1.
     """
     return encode_call("transfer(address,uint256)", ["0x" + to.hex(), amount])
-
-
-class _MeteredStream(ContextFramesBytesIO):
-    """Call data that may be read twice over and no more.
-
-    A canonical encoding is read once, its pointers twice. Pointers that share one target can make a decoder read, and
-    hold, a multiple of the input's size for every level of nesting.
-    """
-
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)  # type: ignore[no-untyped-call]
-        self._budget = 2 * len(data)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        chunk = super().read(size)
-        self._budget -= len(chunk)
-        if self._budget < 0:
-            raise ValueError("the encoding reads parts of itself repeatedly")
-        return chunk
-
-
-class _MeteredDecoder(ABIDecoder):
-    stream_class = _MeteredStream
-
-
-_decoder = _MeteredDecoder(registry)
 
 
 @lru_cache(maxsize=1024)
@@ -209,17 +158,6 @@ def _simple_value(kind: str, size: int | None, argument: object) -> object:
         "bytes": f"bytes{size or ''} is 0x hex" + (f" of {size} bytes" if size else ""),
     }
     raise ValueError(rules.get(kind, f"{kind}{size} is a whole number in its range"))
-
-
-def _argument(abi_type: _Type, value: Any) -> object:
-    """The JSON argument of an eth-abi value."""
-    if abi_type.is_array:
-        return [_argument(abi_type.item_type, element) for element in value]
-    if isinstance(abi_type, TupleType):
-        return [_argument(component, part) for component, part in zip(abi_type.components, value, strict=True)]
-    if isinstance(value, bytes):
-        return "0x" + value.hex()
-    return value
 
 
 def _invalid(message: str, **details: str | int) -> WalletError:

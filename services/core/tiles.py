@@ -7,11 +7,10 @@ the tile of level 0 and the same number commits to.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from services.core.errors import Reason, WalletError, refuse
-from services.core.merkle import HASH_SIZE, SubtreeHash, node_hash
 
 HEIGHT = 8
 WIDTH = 1 << HEIGHT
@@ -81,35 +80,6 @@ def entry_bundle(tile: Tile) -> Tile:
     return Tile(None, tile.number, tile.width)
 
 
-def tile_hashes(tile: Tile, subtree_hash: SubtreeHash) -> bytes:
-    """The contents of `tile`, 32 · width bytes, from the full subtrees of the tree."""
-    assert tile.level is not None
-    first = tile.number * WIDTH
-    return b"".join(subtree_hash(tile.level * HEIGHT, index) for index in range(first, first + tile.width))
-
-
-def subtree_hash_from_tiles(read: Callable[[int, int], bytes]) -> SubtreeHash:
-    """Full subtrees out of tiles: `read(level, number)` answers the tile's contents, partial or full.
-
-    The hash of a subtree within a tile is computed from the tile's own hashes, up to 128 of them. What the tiles do not
-    hold raises WalletError NOT_FOUND.
-    """
-
-    def subtree_hash(level: int, index: int) -> bytes:
-        tile_level, height = divmod(level, HEIGHT)
-        number, offset = divmod(index << height, WIDTH)
-        tile = read(tile_level, number)
-        begin, end = offset * HASH_SIZE, (offset + (1 << height)) * HASH_SIZE
-        if len(tile) < end:
-            raise WalletError(Reason.NOT_FOUND, "The tiles do not hold this subtree.", level=level, index=index)
-        row = [tile[start : start + HASH_SIZE] for start in range(begin, end, HASH_SIZE)]
-        while len(row) > 1:
-            row = [node_hash(row[left], row[left + 1]) for left in range(0, len(row), 2)]
-        return row[0]
-
-    return subtree_hash
-
-
 def encode_bundle(leaves: Iterable[bytes]) -> bytes:
     """An entry bundle: each leaf behind its length, two bytes, big-endian.
 
@@ -123,21 +93,3 @@ def encode_bundle(leaves: Iterable[bytes]) -> bytes:
         parts.append(len(leaf).to_bytes(2, "big"))
         parts.append(leaf)
     return b"".join(parts)
-
-
-def decode_bundle(data: bytes) -> list[bytes]:
-    """The leaves of an entry bundle.
-
-    Raises:
-        WalletError: INVALID_REQUEST if `data` ends within a leaf.
-    """
-    leaves = []
-    position = 0
-    while position < len(data):
-        begin = position + 2
-        end = begin + int.from_bytes(data[position:begin], "big")
-        if end > len(data):
-            refuse("bundle", "ends after a whole leaf")
-        leaves.append(data[begin:end])
-        position = end
-    return leaves

@@ -198,11 +198,6 @@ def tx_hash(raw_tx: bytes) -> bytes:
     return keccak256(raw_tx)
 
 
-def created_address(sender: Address, nonce: int) -> Address:
-    """The address of the contract that `sender`'s transaction with `nonce` creates. Source: Yellow Paper, section 7."""
-    return Address(keccak256(rlp.encode([sender, rlp.encode_int(nonce)]))[12:])
-
-
 def _type_byte(tx: Eip1559Transaction | Eip2930Transaction) -> bytes:
     return b"\x02" if isinstance(tx, Eip1559Transaction) else b"\x01"
 

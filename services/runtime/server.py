@@ -45,7 +45,6 @@ _OPTIONS = (
 )
 
 
-UnaryBehaviour = Callable[..., Awaitable[Any]]
 StreamBehaviour = Callable[..., AsyncIterator[Any]]
 
 if TYPE_CHECKING:

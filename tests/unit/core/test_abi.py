@@ -1,10 +1,12 @@
 from typing import Any
 
 import pytest
+from eth_abi.abi import default_codec
+from eth_abi.grammar import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.core.abi import decode_call, encode_call, erc20_transfer, selector
+from services.core.abi import encode_call, erc20_transfer, selector
 from services.core.addresses import Address
 from services.core.errors import Reason, WalletError
 
@@ -14,6 +16,20 @@ TRANSFER = "transfer(address,uint256)"
 
 def word(value: int) -> str:
     return f"{value:064x}"
+
+
+def decoded(data: bytes, signature: str) -> list[Any]:
+    """The arguments as eth-abi's own decoder reads them, in their JSON forms."""
+    declared = signature[signature.index("(") :]
+    types = [] if declared == "()" else [one.to_type_str() for one in parse(declared).components]
+    assert data[:4] == selector(signature)
+    return [_json_form(value) for value in default_codec.decode(types, data[4:])]
+
+
+def _json_form(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_json_form(one) for one in value]
+    return "0x" + value.hex() if isinstance(value, bytes) else value
 
 
 def test_erc20_transfer() -> None:
@@ -44,15 +60,15 @@ def test_examples_of_the_abi_specification() -> None:
         ("f(bytes32,bool[3])", ["0x" + "11" * 32, [True, False, True]]),
     ],
 )
-def test_decoding_returns_the_arguments(signature: str, arguments: list[object]) -> None:
-    assert decode_call(encode_call(signature, arguments), signature) == arguments
+def test_another_decoder_reads_the_arguments(signature: str, arguments: list[object]) -> None:
+    assert decoded(encode_call(signature, arguments), signature) == arguments
 
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 2**64 - 1), st.binary(max_size=70))))
 def test_arrays_of_tuples_round_trip(rows: list[tuple[int, bytes]]) -> None:
     arguments: list[object] = [[[number, "0x" + blob.hex()] for number, blob in rows]]
-    assert decode_call(encode_call("f((uint64,bytes)[])", arguments), "f((uint64,bytes)[])") == arguments
+    assert decoded(encode_call("f((uint64,bytes)[])", arguments), "f((uint64,bytes)[])") == arguments
 
 
 @pytest.mark.parametrize(
@@ -139,25 +155,5 @@ def test_other_signatures_are_refused(signature: str) -> None:
 def test_call_data_ends_at_128_kib() -> None:
     # selector, offset and length take 68 bytes; the rest is padded to whole words.
     assert len(encode_call("f(bytes)", ["0x" + "11" * (128 * 1024 - 96)])) == 128 * 1024 - 96 + 68
-    for call in (
-        lambda: encode_call("f(bytes)", ["0x" + "11" * (128 * 1024)]),
-        lambda: decode_call(selector("f(bytes)") + bytes(128 * 1024), "f(bytes)"),
-    ):
-        with pytest.raises(WalletError, match="128 KiB"):
-            call()
-
-
-def test_call_data_that_says_more_than_its_arguments_is_refused() -> None:
-    data = encode_call(TRANSFER, [CHECKSUMMED, 1])
-    dirty_address = data[:4] + b"\x01" + data[5:]
-    for changed in (data + b"\x00", data[:-1], data[:4], b"", data[:3], b"\x00" * 4 + data[4:], dirty_address):
-        with pytest.raises(WalletError, match="INVALID_CALLDATA"):
-            decode_call(changed, TRANSFER)
-
-
-def test_shared_pointers_do_not_multiply() -> None:
-    # Three levels of 1,000 pointers to one target each would be 10^9 values from 100 kB.
-    level = bytes.fromhex(word(1000)) + bytes.fromhex(word(32 * 1000)) * 1000
-    hostile = bytes.fromhex(word(32)) + level * 3 + bytes.fromhex(word(0))
-    with pytest.raises(WalletError, match="INVALID_CALLDATA"):
-        decode_call(selector("f(uint8[][][][])") + hostile, "f(uint8[][][][])")
+    with pytest.raises(WalletError, match="128 KiB"):
+        encode_call("f(bytes)", ["0x" + "11" * (128 * 1024)])

@@ -1,19 +1,13 @@
-from hashlib import sha256
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.core.errors import Reason, WalletError
-from services.core.merkle import Frontier, inclusion_proof, verify_inclusion
 from services.core.tiles import (
     Tile,
-    decode_bundle,
     encode_bundle,
     entry_bundle,
     grown_tiles,
-    subtree_hash_from_tiles,
-    tile_hashes,
 )
 
 
@@ -82,44 +76,13 @@ def test_growth_is_the_difference_of_two_trees(old_size, more):
     assert set(grown_tiles(old_size, old_size + more)) == after - before
 
 
-def test_proofs_from_tiles_verify():
-    size = 70_000
-    frontier, subtrees = Frontier(), {}
-    hashes = [sha256(number.to_bytes(4, "big")).digest() for number in range(size)]
-    for leaf in hashes:
-        for level, index, subtree in frontier.append(leaf):
-            if level % 8 == 0:
-                subtrees[level, index] = subtree
-    stored = {
-        (tile.level, tile.number): tile_hashes(tile, lambda *place: subtrees[place]) for tile in grown_tiles(0, size)
-    }
-    subtree_hash = subtree_hash_from_tiles(lambda level, number: stored[level, number])
-    for index in (0, 1, 255, 256, 65_535, 65_536, 69_887, 69_888, 69_999):
-        proof = inclusion_proof(index, size, subtree_hash)
-        verify_inclusion(index, size, hashes[index], proof, frontier.root())
-    with pytest.raises(WalletError) as caught:
-        subtree_hash(0, size)
-    assert caught.value.reason is Reason.NOT_FOUND
-
-
-@given(st.lists(st.binary(max_size=400), max_size=8))
-def test_bundles_both_ways(leaves):
-    assert decode_bundle(encode_bundle(leaves)) == leaves
-
-
 def test_the_form_of_a_bundle():
     assert encode_bundle([b"ab", b""]) == b"\x00\x02ab\x00\x00"
     assert entry_bundle(Tile(0, 5, 7)).path == "tile/entries/005.p/7"
 
 
-@pytest.mark.parametrize("data", [b"\x00", b"\x00\x02a", b"\x00\x01a\x00"])
-def test_a_bundle_cut_short_is_refused(data):
-    with pytest.raises(WalletError, match="whole leaf"):
-        decode_bundle(data)
-
-
 def test_a_leaf_too_long_for_a_bundle_is_refused():
-    assert len(decode_bundle(encode_bundle([bytes(65_535)]))[0]) == 65_535
+    assert len(encode_bundle([bytes(65_535)])) == 2 + 65_535
     with pytest.raises(WalletError) as caught:
         encode_bundle([bytes(65_536)])
     assert caught.value.reason is Reason.PAYLOAD_TOO_LARGE

@@ -20,7 +20,6 @@ from services.core.transactions import (
     UnsignedTransaction,
     assemble_raw,
     attach_signature,
-    created_address,
     decode_raw,
     decode_unsigned,
     encode_unsigned,
@@ -216,14 +215,6 @@ def test_sizes_are_bounded() -> None:
         encode_unsigned(many_keys)
     with pytest.raises(WalletError, match="nested too deep"):
         decode_unsigned(b"\x02" + nested(40_000))
-
-
-def test_contract_address_of_a_creation() -> None:
-    # Widely published: the first three contracts of this sender.
-    creator = Address(unhex("6ac7ea33f8831ea9dcc53393aaa88b25a785dbf0"))
-    assert created_address(creator, 0).hex() == "cd234a471b72ba2f1ccf0a70fcaba648a5eecd8d"
-    assert created_address(creator, 1).hex() == "343c43a37d37dff08ae8c4a11544c718abb4fcf8"
-    assert created_address(creator, 2).hex() == "f778b86fa74e846c4f0a1fbd1335fe81c00a0c91"
 
 
 def nested(levels: int) -> bytes:
