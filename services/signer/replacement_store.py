@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
-from services.signer.restarting import in_transaction, rows
+from services.signer.restarting import in_statement, in_transaction, rows
 from services.signer.store import Registration
 
 _BUMP = """
@@ -66,7 +66,8 @@ class ReplacementStore:
     async def enter_bumps(self, bumps: Sequence[Registration]) -> set[str]:
         """Enter further transactions of links whose last one is signed; the ids of those that were entered."""
         ordered = sorted(bumps, key=lambda one: one.link_id)
-        entered = await self._database.rows(
+        entered = await in_statement(
+            self._database,
             _BUMP,
             [one.link_id for one in ordered],
             [one.attempt for one in ordered],

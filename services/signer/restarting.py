@@ -1,10 +1,11 @@
-"""A transaction of several statements, begun anew when PostgreSQL says so."""
+"""Transactions, of one statement or several, begun anew when PostgreSQL says so."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import asyncpg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -13,8 +14,19 @@ from services.runtime.db import Database
 T = TypeVar("T")
 
 # Deadlock and serialization failure: another call took the same rows in another order.
-RESTART_STATES = ("40P01", "40001")
-RESTARTS = 3
+_RESTART_STATES = ("40P01", "40001")
+_RESTARTS = 3
+
+
+async def in_statement(database: Database, statement: str, *arguments: object) -> list[Any]:
+    """All rows of the driver's own statement, which is one transaction. Raises like `in_transaction`."""
+    for restart in range(_RESTARTS + 1):
+        try:
+            return await database.rows(statement, *arguments)
+        except asyncpg.PostgresError as error:
+            if restart == _RESTARTS or error.sqlstate not in _RESTART_STATES:
+                raise
+    raise AssertionError("the loop returns or raises")
 
 
 async def in_transaction(database: Database, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
@@ -23,12 +35,12 @@ async def in_transaction(database: Database, work: Callable[[AsyncConnection], A
     Raises:
         WalletError: DATABASE_UNAVAILABLE; whether a commit that failed so took effect is unknown.
     """
-    for restart in range(RESTARTS + 1):
+    for restart in range(_RESTARTS + 1):
         try:
             async with database.begin() as connection:
                 return await work(connection)
         except DBAPIError as error:
-            if restart == RESTARTS or getattr(error.orig, "sqlstate", None) not in RESTART_STATES:
+            if restart == _RESTARTS or getattr(error.orig, "sqlstate", None) not in _RESTART_STATES:
                 raise
     raise AssertionError("the loop returns or raises")
 

@@ -13,7 +13,7 @@ from services.core.addresses import Address
 from services.core.digests import Digest
 from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
-from services.signer.restarting import RESTART_STATES, RESTARTS
+from services.signer.restarting import in_statement
 
 
 class NonceKey(NamedTuple):
@@ -291,11 +291,4 @@ class Store:
         await self._rows("SELECT 1")
 
     async def _rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
-        """One statement, which is one transaction."""
-        for restart in range(RESTARTS + 1):
-            try:
-                return await self._database.rows(statement, *arguments)
-            except asyncpg.PostgresError as error:
-                if restart == RESTARTS or error.sqlstate not in RESTART_STATES:
-                    raise
-        raise AssertionError("the loop returns or raises")
+        return await in_statement(self._database, statement, *arguments)
