@@ -249,6 +249,7 @@ class Faults:
         if "blocks" in self._busy or int(await self._chain("eth_blockNumber"), 16) <= _DEEPEST_REORG:
             return
         await self._chain("anvil_reorg", depth, [])
+        await self._set_clock()
         self._note("reorg", f"depth {depth}", at)
 
     async def _no_blocks(self) -> None:
@@ -259,8 +260,16 @@ class Faults:
             await asyncio.sleep(self._rng.uniform(4.0, 10.0))
             self._note("block production stops", "chain", at)
         finally:
+            await self._set_clock()
             await self._chain("evm_setIntervalMining", BLOCK_TIME_S)
             self._busy.discard("blocks")
+
+    async def _set_clock(self) -> None:
+        """Let blocks be as old as they say: anvil's clock falls behind by a second for each block that a reorg drops.
+
+        A block that says it is older than its transaction's intent is rightly taken for no inclusion.
+        """
+        await self._chain("evm_setTime", int(time.time()))
 
     async def _base_fee(self) -> None:
         """So high that what is on its way cannot be mined until it is replaced, or the fee has come down again."""
