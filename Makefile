@@ -55,8 +55,8 @@ bench: setup ## measure; table on screen, build/bench.json
 
 N ?= 2000
 .PHONY: chaos
-chaos: setup ## kill, pause, lie and reorganise under load, then count; N=transfers, SEED=replays a run
-	@$(PYTHON) -m tools.chaos --transfers $(N) $(if $(SEED),--seed $(SEED))
+chaos: setup ## kill, pause, lie and reorganise under load, then count; N=transfers, RATE=a second, SEED=replays a run
+	@$(PYTHON) -m tools.chaos --transfers $(N) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: format
 format: setup ## format the code

@@ -23,7 +23,7 @@ from services.runtime.settings import DatabaseSettings
 from tools.bench.machine import describe_commit, describe_machine
 from tools.chaos.audit import Audit, Finding
 from tools.chaos.client import Client
-from tools.chaos.faults import BLOCK_TIME_S, SLOTS_IN_AN_EPOCH, Faults
+from tools.chaos.faults import BLOCK_TIME_S, DEEPEST_REORG, SLOTS_IN_AN_EPOCH, Faults
 from tools.chaos.load import Account, Load, make_accounts
 from tools.chaos.plan import ACCOUNTS, make_orders
 from tools.chaos.recovery import Row, summarise
@@ -36,6 +36,7 @@ _DIRECTORY = Path("build") / "chaos-stack"
 _OUTPUT = Path("build") / "chaos.json"
 _REPLICAS = 2
 _FUNDS_WEI = 10**21
+_FUNDED_WITHIN_S = 30.0
 _GIVE_UP_S = 60.0
 # After everything is whole again: so long until the last transfer has ended.
 _SETTLED_WITHIN_S = 60.0
@@ -176,16 +177,21 @@ class _Run:
 
 
 async def _fund(stack: Stack, accounts: list[Account]) -> None:
+    """Return once no reorg of this harness can take the funds back: they would be gone for good."""
     async with aiohttp.ClientSession() as http:
-        for account in accounts:
-            call = {
-                "jsonrpc": "2.0",
-                "id": 1,
-                "method": "anvil_setBalance",
-                "params": [account.address, hex(_FUNDS_WEI)],
-            }
-            async with http.post(stack.record["chain_url"], json=call) as reply:
+
+        async def call(method: str, *parameters: Any) -> Any:
+            body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": list(parameters)}
+            async with http.post(stack.record["chain_url"], json=body) as reply:
                 reply.raise_for_status()
+                return (await reply.json())["result"]
+
+        for account in accounts:
+            await call("anvil_setBalance", account.address, hex(_FUNDS_WEI))
+        safe_at = int(await call("eth_blockNumber"), 16) + DEEPEST_REORG + 1
+        async with asyncio.timeout(2 * (DEEPEST_REORG + 1) * BLOCK_TIME_S + _FUNDED_WITHIN_S):
+            while int(await call("eth_blockNumber"), 16) < safe_at:  # noqa: ASYNC110 - the chain is another process
+                await asyncio.sleep(BLOCK_TIME_S / 4)
 
 
 def _open_database(stack: Stack) -> Database:

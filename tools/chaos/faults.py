@@ -27,7 +27,7 @@ _ARMED_S = 12.0
 _SHORTEST_GAP_S, _LONGEST_GAP_S = 0.6, 2.4
 # finalized = latest - 2 × slots: a reorg stays above it.
 SLOTS_IN_AN_EPOCH = 4
-_DEEPEST_REORG = 2 * SLOTS_IN_AN_EPOCH - 2
+DEEPEST_REORG = 2 * SLOTS_IN_AN_EPOCH - 2
 BLOCK_TIME_S = 1
 _WHOLE_WITHIN_S = 60.0
 # Fault → weight, and what tools/stack/node_proxy.py does then.
@@ -245,8 +245,8 @@ class Faults:
     # The chain
 
     async def _reorg(self) -> None:
-        at, depth = time.time(), self._rng.randint(1, _DEEPEST_REORG)
-        if "blocks" in self._busy or int(await self._chain("eth_blockNumber"), 16) <= _DEEPEST_REORG:
+        at, depth = time.time(), self._rng.randint(1, DEEPEST_REORG)
+        if "blocks" in self._busy or int(await self._chain("eth_blockNumber"), 16) <= DEEPEST_REORG:
             return
         await self._chain("anvil_reorg", depth, [])
         await self._set_clock()
