@@ -21,11 +21,16 @@ from sqlalchemy import make_url
 from services.runtime.db import Database
 from services.runtime.settings import DatabaseSettings
 from tools.bench.machine import describe_commit, describe_machine
-from tools.chaos.audit import Audit, Finding
+from tools.chaos.audit import Audit
 from tools.chaos.client import Client
+from tools.chaos.deciding import HOLDERS, OPERATOR, Deciding
 from tools.chaos.faults import BLOCK_TIME_S, DEEPEST_REORG, SLOTS_IN_AN_EPOCH, Faults
+from tools.chaos.finding import Finding
 from tools.chaos.load import Account, Load, make_accounts
 from tools.chaos.plan import ACCOUNTS, make_orders
+from tools.chaos.policies import APPROVAL_VALID_S, THRESHOLD_WEI, policy_document
+from tools.chaos.policy_change import PolicyChange
+from tools.chaos.progress import told
 from tools.chaos.recovery import Row, summarise
 from tools.stack.options import StackOptions
 from tools.stack.services import SERVICE_NAMES, replica_name
@@ -38,13 +43,12 @@ _REPLICAS = 2
 _FUNDS_WEI = 10**21
 _FUNDED_WITHIN_S = 30.0
 _GIVE_UP_S = 60.0
-# After everything is whole again: so long until the last transfer has ended.
-_SETTLED_WITHIN_S = 60.0
-_SETTLED_WITHIN_S_PER_TRANSFER = 0.02
+# After everything is whole again: nothing that goes on takes so long until the next transfer has ended.
+_STILL_S = APPROVAL_VALID_S + 60.0
 
 
 def main(
-    transfers: Annotated[int, typer.Option(min=1, help="how many are asked for")] = 2_000,
+    transfers: Annotated[int, typer.Option(min=1, max=THRESHOLD_WEI - 1, help="how many are asked for")] = 2_000,
     seed: Annotated[int | None, typer.Option(help="replays a run's load and the order of its faults")] = None,
     rate: Annotated[float, typer.Option(min=0.1, help="transfers a second")] = 15.0,
     faults: Annotated[bool, typer.Option(help="--no-faults: the load alone")] = True,
@@ -71,7 +75,10 @@ class _Run:
         for left in fault_directory.iterdir():
             left.unlink()
         environment = {"WALLET_FAULT_DIR": str(fault_directory), "WALLET_STALL_AFTER_S": "6", "WALLET_GAP_AFTER_S": "8"}
+        policy = fault_directory / "policy.yaml"
+        policy.write_text(policy_document(1), encoding="utf-8")
         options = StackOptions(
+            policy_file=policy,
             block_time_s=BLOCK_TIME_S,
             slots_in_an_epoch=SLOTS_IN_AN_EPOCH,
             supervised=True,
@@ -82,7 +89,7 @@ class _Run:
         async with Stack(_DIRECTORY, options) as stack:
             names = [replica_name(name, index) for name in SERVICE_NAMES for index in range(_REPLICAS)]
             faults = Faults(stack, fault_directory, names, self._seed)
-            tokens = {role: _read(stack.api_token_file(role)) for role in ("operator", "approver")}
+            tokens = {name: _read(await stack.create_api_token(name, role)) for name, role in HOLDERS.items()}
             client = Client(stack.record["gateway_urls"], tokens, _GIVE_UP_S)
             database = _open_database(stack)
             try:
@@ -95,49 +102,76 @@ class _Run:
     async def _run(self, stack: Stack, faults: Faults, client: Client, database: Database) -> bool:
         accounts = await make_accounts(client)
         await _fund(stack, accounts[:ACCOUNTS])
-        load = Load(client, accounts, self._rate)
+        deciding, change = Deciding(client), PolicyChange()
+        load = Load(client, deciding, accounts, self._rate)
         self._say(f"{self._transfers:,} transfers at {self._rate:g}/s, and faults meanwhile")
         stop = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
+
+        def line() -> str:
+            return f"{len(load.accepted):,} accepted, {len(faults.injected):,} faults"
+
+        async with told(line, self._say, database), asyncio.TaskGroup() as tasks:
             if self._with_faults:
                 tasks.create_task(faults.run(stop))
+            changing = tasks.create_task(change.run(deciding, load.half_offered))
             await load.run(make_orders(self._seed, self._transfers))
+            await changing
             stop.set()
         healed = time.time()
         self._say(f"{len(load.accepted):,} accepted, {client.repeated:,} requests repeated; everything is whole again")
-        settled_s = await self._settle(database)
+        async with told(lambda: "waiting for the last to end", self._say, database):
+            settled_s = await self._settle(database)
         self._say("reading chain, log, tables and bundles")
-        audit = Audit(
-            database, stack.record["chain_url"], client, stack.trust_file.read_bytes(), accounts, load.accepted
-        )
+        trust = stack.trust_file.read_bytes()
+        audit = Audit(database, stack.record["chain_url"], client, trust, accounts, load.accepted, OPERATOR)
+        async with told(lambda: f"{audit.log.entries:,} entries, {audit.verified:,} bundles", self._say, None):
+            kept = await audit.run()
+        signers = [replica_name("signer", index) for index in range(_REPLICAS)]
         findings = [
             Finding("every request was accepted", not load.refused, "; ".join(load.refused[:5]) or "all"),
             Finding("no answer was a 500", not client.internal_errors, "; ".join(client.internal_errors[:3]) or "none"),
-            *await audit.run(),
+            *kept,
+            await change.audit(stack, signers, database, audit.log.policy),
         ]
         rows = await summarise(database, faults.injected)
-        self._show(findings, rows, faults, audit, load, settled_s)
+        self._say(f"{audit.log.entries:,} entries and {audit.verified:,} bundles read")
+        self._show(findings, rows, faults, audit, load, deciding, settled_s)
         self._write(findings, rows, faults, healed, settled_s)
         return all(finding.ok for finding in findings)
 
     async def _settle(self, database: Database) -> float:
-        """Seconds until every transfer has ended, or until that is given up."""
-        began = time.monotonic()
-        give_up_at = began + _SETTLED_WITHIN_S + self._transfers * _SETTLED_WITHIN_S_PER_TRANSFER
-        while time.monotonic() < give_up_at:
-            open_ = await database.value(
-                "SELECT count(*) FROM gateway.transfers WHERE state NOT IN ('FINALIZED', 'FAILED')"
+        """Return when every transfer has ended, or none has for so long that no other will.
+
+        Seconds until all had but those that nobody decides about: these wait for their time to be over.
+        """
+        began = last_ended = time.monotonic()
+        settled_s = fewest = None
+        while time.monotonic() < last_ended + _STILL_S:
+            ((open_, waiting),) = await database.rows(
+                "SELECT count(*), count(*) FILTER (WHERE state = 'AWAITING_APPROVAL') FROM gateway.transfers "
+                "WHERE state NOT IN ('FINALIZED', 'FAILED')"
             )
+            if fewest is None or open_ < fewest:
+                fewest, last_ended = open_, time.monotonic()
+            if settled_s is None and open_ == waiting:
+                settled_s = time.monotonic() - began
             if not open_:
                 break
             await asyncio.sleep(0.5)
-        return time.monotonic() - began
+        return time.monotonic() - began if settled_s is None else settled_s
 
     def _say(self, what: str) -> None:
         _CONSOLE.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/dim]  {what}")
 
     def _show(
-        self, findings: list[Finding], rows: list[Row], faults: Faults, audit: Audit, load: Load, settled_s: float
+        self,
+        findings: list[Finding],
+        rows: list[Row],
+        faults: Faults,
+        audit: Audit,
+        load: Load,
+        deciding: Deciding,
+        settled_s: float,
     ) -> None:
         table = Table("fault", "on", "injected", "stood still, median", "longest", title="Faults")
         for row in rows:
@@ -147,7 +181,8 @@ class _Run:
             f"{sum(faults.points_hit.values())} deaths at {len(faults.points_hit)} fault points; "
             f"{len(faults.points_missed)} armed ones were not reached; "
             f"{audit.log.revocations} inclusions revoked by reorgs; {len(audit.log.bumped_links)} links bumped; "
-            f"cancellations answered {load.cancellations}; all ended {settled_s:.1f} s after the last fault"
+            f"cancellations answered {load.cancellations}, {_answers(deciding)}; "
+            f"all ended {settled_s:.1f} s after the last fault"
         )
         promises = Table("promise", "kept", "figures", title=f"Seed {self._seed}")
         for finding in findings:
@@ -206,6 +241,10 @@ def _open_database(stack: Stack) -> Database:
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
+
+
+def _answers(deciding: Deciding) -> str:
+    return ", ".join(f"{word} {status} {count} times" for (word, status), count in sorted(deciding.answers.items()))
 
 
 def _seconds(value: float | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,13 +16,14 @@ import aiohttp
 
 from services.runtime.db import Database
 from tools.chaos.client import Client, GaveUp
+from tools.chaos.finding import Finding
 from tools.chaos.load import Account
 from tools.chaos.log_audit import LogAudit
-from tools.chaos.plan import Kind, Wish
+from tools.chaos.plan import AWAITING, NEVER_MINED, Kind, Wish
 from tools.verify import load_trust, verify_bundle
 
-_FETCHES = 16
 _VERIFIED_AT_ONCE = 50
+_FETCHERS_A_CORE = 4
 _BLOCKS_AT_ONCE = 100
 _SHOWN = 5
 # Why a transfer of each kind may have failed; a plain one may not.
@@ -29,16 +32,10 @@ _MAY_FAIL = {
     Kind.DENIED: frozenset({"POLICY_DENIED"}),
     Kind.POOR: frozenset({"INSUFFICIENT_FUNDS"}),
     Kind.CANCELLED: frozenset({"TRANSFER_CANCELLED", "SUPERSEDED"}),
+    Kind.APPROVED: frozenset[str](),
+    Kind.REJECTED: frozenset({"APPROVAL_REJECTED"}),
+    Kind.UNDECIDED: frozenset({"APPROVAL_EXPIRED"}),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One promise: whether it was kept, and the figures."""
-
-    promise: str
-    ok: bool
-    figures: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +53,18 @@ class Audit:
         trust: bytes,
         accounts: Sequence[Account],
         accepted: Mapping[str, Wish],
+        requester: str,
     ) -> None:
+        """`requester` is the actor who asked for all of `accepted`."""
         self._database = database
         self._chain_url = chain_url
         self._client = client
         self._trust = trust
         self._accounts = accounts
         self._accepted = accepted
+        self._requester = requester
         self.log = LogAudit(database)
+        self.verified = 0  # bundles
 
     async def run(self) -> list[Finding]:
         ended = await self._ended()
@@ -75,9 +76,10 @@ class Audit:
             self._none_twice(ended, mined),
             self._one_link_a_nonce(),
             await self._no_gap(),
+            self._decided_rightly(ended),
             await self._all_proven(ended),
             Finding("the log is consistent", not self.log.damaged, _figures(self.log.damaged, self.log.entries)),
-            await self._nothing_unasked(),
+            self._nothing_unasked(ended),
         ]
 
     async def _ended(self) -> dict[str, _Ended]:
@@ -107,7 +109,7 @@ class Audit:
         wrong += [
             f"{one} ({wish.kind}) was mined"
             for one, wish in self._accepted.items()
-            if wish.kind in (Kind.DENIED, Kind.POOR) and one in ended and ended[one].state == "FINALIZED"
+            if wish.kind in NEVER_MINED and one in ended and ended[one].state == "FINALIZED"
         ]
         return Finding("no transfer failed but for a reason of its own", not wrong, _figures(wrong, 0))
 
@@ -152,35 +154,52 @@ class Audit:
         """Each finalized transfer and each denial has a bundle that the stand-alone verifier accepts."""
         closed = [one for one, end in ended.items() if end.state == "FINALIZED" or end.reason == "POLICY_DENIED"]
         wrong: list[str] = []
-        loop, slots = asyncio.get_running_loop(), asyncio.Semaphore(_FETCHES)
+        chunks = iter([closed[at : at + _VERIFIED_AT_ONCE] for at in range(0, len(closed), _VERIFIED_AT_ONCE)])
+        cores = os.cpu_count() or 1
+        # Not forked: this process has threads.
+        with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
 
-        async def fetch(link_id: str) -> tuple[str, bytes | None]:
-            async with slots:
-                try:
-                    return link_id, await self._client.get_bytes(f"/v1/links/{link_id}/bundle")
-                except GaveUp as error:
-                    wrong.append(f"{link_id}: {error}")
-                    return link_id, None
+            async def verify() -> None:
+                for chunk in chunks:
+                    fetched = [await self._fetch(link_id, wrong) for link_id in chunk]
+                    bundles = [one for one in fetched if one is not None]
+                    rejected = await asyncio.get_running_loop().run_in_executor(pool, _rejected, bundles, self._trust)
+                    wrong.extend(rejected)
+                    self.verified += len(bundles)
 
-        with ProcessPoolExecutor() as pool:
-            for first in range(0, len(closed), _VERIFIED_AT_ONCE):
-                links = closed[first : first + _VERIFIED_AT_ONCE]
-                bundles = [(link, bundle) for link, bundle in await asyncio.gather(*map(fetch, links)) if bundle]
-                wrong += await loop.run_in_executor(pool, _rejected, bundles, self._trust)
+            # Some are fetched while others are verified; no more than these are in memory.
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(_FETCHERS_A_CORE * cores):
+                    tasks.create_task(verify())
         return Finding(
             "every closed link has a bundle that verifies", not wrong, _figures(wrong, len(closed), "bundles")
         )
 
-    async def _nothing_unasked(self) -> Finding:
+    def _nothing_unasked(self, ended: Mapping[str, _Ended]) -> Finding:
         """Transfers that nobody was told of: a request accepted twice would be one."""
-        rows = await self._database.rows("SELECT transfer_id FROM gateway.transfers")
-        own = [row["transfer_id"] for row in rows]
         strange = [
             one
-            for one in own
+            for one in ended
             if one not in self._accepted and not one.startswith("gap:") and one.rpartition(":")[0] not in self._accepted
         ]
-        return Finding("no transfer that nobody asked for", not strange, _figures(strange, len(own), "rows"))
+        return Finding("no transfer that nobody asked for", not strange, _figures(strange, len(ended), "rows"))
+
+    async def _fetch(self, link_id: str, wrong: list[str]) -> tuple[str, bytes] | None:
+        try:
+            return link_id, await self._client.get_bytes(f"/v1/links/{link_id}/bundle")
+        except GaveUp as error:
+            wrong.append(f"{link_id}: {error}")
+            return None
+
+    def _decided_rightly(self, ended: Mapping[str, _Ended]) -> Finding:
+        """What waited for approvals was signed with as many as the policy asked for, which the log has, or never."""
+        finalized = [one for one, end in ended.items() if end.state == "FINALIZED"]
+        wrong = self.log.policy.wrongly_decided(self._accepted, finalized, self._requester)
+        kinds = Counter(wish.kind for wish in self._accepted.values() if wish.kind in AWAITING)
+        counted = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        return Finding(
+            "what needs approvals is signed with those that the log has, or never", not wrong, _shown(wrong, counted)
+        )
 
     async def _mined(self) -> dict[tuple[str, int], int]:
         """(sender, value) → how often the chain has it, of our accounts, without transfers of nothing."""
@@ -211,9 +230,11 @@ def _rejected(bundles: Sequence[tuple[str, bytes]], trust_file: bytes) -> list[s
 
 
 def _figures(wrong: Sequence[str], counted: int, what: str = "entries") -> str:
-    if wrong:
-        return f"{len(wrong)} are wrong: " + "; ".join(wrong[:_SHOWN])
-    return f"{counted:,} {what}" if counted else "none"
+    return _shown(wrong, f"{counted:,} {what}" if counted else "none")
+
+
+def _shown(wrong: Sequence[str], otherwise: str) -> str:
+    return f"{len(wrong)} are wrong: " + "; ".join(wrong[:_SHOWN]) if wrong else otherwise
 
 
 async def _call(http: aiohttp.ClientSession, url: str, method: str, *parameters: Any) -> Any:

@@ -20,9 +20,10 @@ class GaveUp(Exception):
 
 class Client:
     def __init__(self, gateway_urls: Sequence[str], tokens: dict[str, str], give_up_s: float) -> None:
-        """`tokens` by role."""
+        """`tokens` by holder; the first one's holder asks, where nobody else is named."""
         self._urls = itertools.cycle(gateway_urls)
         self._tokens = tokens
+        self._first = next(iter(tokens))
         self._give_up_s = give_up_s
         self._http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=10.0), connector=aiohttp.TCPConnector(limit=0)
@@ -35,28 +36,28 @@ class Client:
         await self._http.close()
 
     async def post(
-        self, path: str, body: dict[str, Any], key: str | None = None, role: str = "operator"
+        self, path: str, body: dict[str, Any], key: str | None = None, holder: str | None = None
     ) -> tuple[int, dict[str, Any]]:
         headers = {"Idempotency-Key": key} if key else {}
-        status, answer = await self._ask("POST", path, role, json=body, headers=headers)
+        status, answer = await self._ask("POST", path, holder or self._first, json=body, headers=headers)
         return status, json.loads(answer)
 
     async def get_bytes(self, path: str) -> bytes:
         """The body of a 200; any other answer is raised as GaveUp."""
-        status, body = await self._ask("GET", path, "operator", headers={})
+        status, body = await self._ask("GET", path, self._first, headers={})
         if status != 200:
             raise GaveUp(f"GET {path}: {status} {body[:300]!r}")
         return body
 
     async def _ask(
-        self, method: str, path: str, role: str, *, headers: dict[str, str], **body: Any
+        self, method: str, path: str, holder: str, *, headers: dict[str, str], **body: Any
     ) -> tuple[int, bytes]:
         """(status, body) of the first answer that is not "try again".
 
         Raises:
             GaveUp: there was none in time.
         """
-        headers = {**headers, "Authorization": f"Bearer {self._tokens[role]}"}
+        headers = {**headers, "Authorization": f"Bearer {self._tokens[holder]}"}
         last = "no answer"
         deadline = asyncio.get_running_loop().time() + self._give_up_s
         while asyncio.get_running_loop().time() < deadline:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tools.chaos.client import Client, GaveUp
+from tools.chaos.deciding import Deciding, Undecided
 from tools.chaos.plan import ACCOUNTS, Kind, Order, Wish
 
 CHAIN_ID = "eip155:31337"
@@ -32,23 +33,29 @@ async def make_accounts(client: Client) -> list[Account]:
 
 
 class Load:
-    def __init__(self, client: Client, accounts: Sequence[Account], rate_per_s: float) -> None:
+    def __init__(self, client: Client, deciding: Deciding, accounts: Sequence[Account], rate_per_s: float) -> None:
         self._client = client
+        self._deciding = deciding
         self._accounts = accounts
         self._rate_per_s = rate_per_s
         # What was answered 202, by transfer id.
         self.accepted: dict[str, Wish] = {}
         self.refused: list[str] = []
         self.cancellations: dict[int, int] = {}  # HTTP status → how often
+        self.half_offered = asyncio.Event()
 
     async def run(self, orders: Sequence[Order]) -> None:
-        """Return when every order is accepted or refused, and every cancellation answered."""
+        """Return when every order is accepted or refused, every cancellation answered, and everything decided."""
+        offered, all_ = 0, sum(len(order.wishes) for order in orders)
         slots = asyncio.Semaphore(_AT_ONCE)
         async with asyncio.TaskGroup() as tasks:
             for order in orders:
                 await slots.acquire()
                 task = tasks.create_task(self._place(order, tasks))
                 task.add_done_callback(lambda _: slots.release())
+                offered += len(order.wishes)
+                if 2 * offered >= all_:
+                    self.half_offered.set()
                 await asyncio.sleep(len(order.wishes) / self._rate_per_s)
 
     async def _place(self, order: Order, tasks: asyncio.TaskGroup) -> None:
@@ -69,7 +76,9 @@ class Load:
         for wish, transfer in zip(order.wishes, made, strict=True):
             self.accepted[transfer["id"]] = wish
             if wish.kind is Kind.CANCELLED:
-                tasks.create_task(self._cancel(transfer["id"], wish.cancel_after_s))
+                tasks.create_task(self._cancel(transfer["id"], wish.after_s))
+            elif wish.kind in (Kind.APPROVED, Kind.REJECTED):
+                tasks.create_task(self._decide(transfer["id"], wish))
 
     async def _cancel(self, transfer_id: str, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -79,6 +88,13 @@ class Load:
             self.refused.append(str(error))
             return
         self.cancellations[status] = self.cancellations.get(status, 0) + 1
+
+    async def _decide(self, transfer_id: str, wish: Wish) -> None:
+        await asyncio.sleep(wish.after_s)
+        try:
+            await self._deciding.decide(transfer_id, wish.kind)
+        except (GaveUp, Undecided) as error:
+            self.refused.append(str(error))
 
     def _body(self, wish: Wish) -> dict[str, Any]:
         return {

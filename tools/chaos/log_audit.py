@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from hashlib import sha256
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from services.core.transactions import decode_raw
 from services.runtime.db import Database
+from tools.chaos.policy_audit import PolicyAudit
 
 _PAGE = 5_000
 
@@ -32,6 +34,7 @@ class LogAudit:
         self.superseding: defaultdict[NonceKey, set[str]] = defaultdict(set)
         self.bumped_links: set[str] = set()
         self.revocations = 0
+        self.policy = PolicyAudit()
 
     async def read(self) -> None:
         checkpoints = {
@@ -61,11 +64,14 @@ class LogAudit:
             match leaf["kind"]:
                 case "intent":
                     intent = json.loads(body)
-                    links[leaf["link_id"]] = intent["from"], "supersedes" in intent
+                    links[leaf["link_id"]] = sys.intern(intent["from"]), "supersedes" in intent
+                    self.policy.note_intent(leaf["link_id"], intent["policy"])
                 case "signature":
                     self._note_signature(leaf["link_id"], json.loads(body), links, signatures)
                 case "revocation":
                     self.revocations += 1
+                case "policy":
+                    self.policy.note_administrative(leaf["link_id"], row["leaf_hash"], json.loads(body))
         self.damaged += [f"a checkpoint of size {size} is beyond the log" for size in checkpoints]
 
     def _note_signature(

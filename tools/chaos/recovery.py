@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 
 from services.runtime.db import Database
 from tools.chaos.faults import Injected
 
 # Ours to carry on: what a transfer does after these it does by the chain's leave.
 _OWN_STATES = frozenset({"ACCEPTED", "BUILT", "SIGNED"})
+_PAGE = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,27 +28,38 @@ class Row:
 
 
 async def summarise(database: Database, injected: Iterable[Injected]) -> list[Row]:
-    rows = await database.rows(
-        "SELECT transfer_id, state, extract(epoch FROM at)::float8 AS at FROM gateway.transfer_events "
-        "ORDER BY transfer_id, event_id"
-    )
-    stays = sorted(_stays([(row["transfer_id"], row["state"], row["at"]) for row in rows]))
+    stays = sorted([stay async for stay in _stays(database)])
     begins = [begin for begin, _ in stays]
+    # The latest end of what had begun by then.
+    latest = list(accumulate((end for _, end in stays), max))
     worst: defaultdict[tuple[str, str], list[float | None]] = defaultdict(list)
     for fault in injected:
-        standing = [end for _, end in stays[: bisect_right(begins, fault.at)] if end > fault.at]
-        worst[fault.name, fault.target].append(max(standing) - fault.at if standing else None)
+        begun = bisect_right(begins, fault.at)
+        stood_s = latest[begun - 1] - fault.at if begun else 0.0
+        worst[fault.name, fault.target].append(stood_s if stood_s > 0 else None)
     return [
         Row(name, target, len(all_), *_median_and_longest([one for one in all_ if one is not None]))
         for (name, target), all_ in sorted(worst.items())
     ]
 
 
-def _stays(events: Sequence[tuple[str, str, float]]) -> Iterable[tuple[float, float]]:
+async def _stays(database: Database) -> AsyncIterator[tuple[float, float]]:
     """(begin, end) of each stay in a state that ends by our own work."""
-    for (transfer, state, begin), (next_transfer, _, end) in pairwise(events):
-        if transfer == next_transfer and state in _OWN_STATES:
-            yield begin, end
+    transfer, event, state, begin = "", 0, "", 0.0
+    while True:
+        page = await database.rows(
+            "SELECT transfer_id, event_id, state, extract(epoch FROM at)::float8 FROM gateway.transfer_events "
+            "WHERE (transfer_id, event_id) > ($1, $2) ORDER BY transfer_id, event_id LIMIT $3",
+            transfer,
+            event,
+            _PAGE,
+        )
+        for next_transfer, next_event, next_state, end in page:
+            if next_transfer == transfer and state in _OWN_STATES:
+                yield begin, end
+            transfer, event, state, begin = next_transfer, next_event, next_state, end
+        if len(page) < _PAGE:
+            return
 
 
 def _median_and_longest(seconds: list[float]) -> tuple[float | None, float | None]:

@@ -114,6 +114,12 @@ class Stack:
         await self.kill(process)
         await self.launch(process)
 
+    async def create_api_token(self, name: str, role: str) -> Path:
+        """The file of a further token of `role`, whose holder the log calls `name`."""
+        out = self.api_token_file(name)
+        await self._create_api_token(name, role, out)
+        return out
+
     async def _start(self) -> None:
         # (1) Files, tokens, certificates; then the databases, the chain and its nodes.
         self._foundation = Foundation(self.directory, self.options)
@@ -129,7 +135,7 @@ class Stack:
         await _all(*(self._start_service(service, turns) for service in chosen))
         # (3) What a user needs: API tokens, and whom to trust.
         if "gateway" in self.options.services:
-            await _all(*(self._create_api_token(role) for role in ROLES))
+            await _all(*(self._create_api_token(f"demo-{role}", role, self.api_token_file(role)) for role in ROLES))
         if "evidence" in self.options.services:
             await self._write_trust_file()
         self._write_record()
@@ -207,12 +213,11 @@ class Stack:
         if status != 0:
             raise StackError(f"'python -m {' '.join(arguments)}' failed:\n{log_tail(log)}")
 
-    async def _create_api_token(self, role: str) -> None:
+    async def _create_api_token(self, name: str, role: str, out: Path) -> None:
         gateway = next(service for service in SERVICES if service.name == "gateway")
-        out = self.api_token_file(role)
         await self._run(
             "gateway-token",
-            ["services.gateway", "token", "create", "--name", f"demo-{role}", "--role", role, "--out", str(out)],
+            ["services.gateway", "token", "create", "--name", name, "--role", role, "--out", str(out)],
             # The serving role may only check tokens; making them is its owner's right.
             self._foundation.owner_environment(gateway),
         )
@@ -286,8 +291,9 @@ class Stack:
     def trust_file(self) -> Path:
         return self.directory / "trust.json"
 
-    def api_token_file(self, role: str) -> Path:
-        return self.directory / "secrets" / f"api-token-{role}"
+    def api_token_file(self, holder: str) -> Path:
+        """`holder` is a role, or a name of `create_api_token`."""
+        return self.directory / "secrets" / f"api-token-{holder}"
 
     def _log(self, name: str) -> Path:
         return self.directory / "logs" / f"{name}.jsonl"
