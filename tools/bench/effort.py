@@ -19,6 +19,8 @@ class Effort:
     verified_bundles: int
     hash_known_transfers: int
     sustained_s: float
+    # Transfers, in thousands.
+    backlog: int
     # Rounds on the stack with tracing and on the one without, in turns.
     tracing_rounds: int
     tracing_singles: int
@@ -36,6 +38,7 @@ FULL = Effort(
     verified_bundles=1_000,
     hash_known_transfers=100,
     sustained_s=60.0,
+    backlog=10_000,
     tracing_rounds=2,
     tracing_singles=150,
     tracing_batches=5,
@@ -51,6 +54,7 @@ QUICK = Effort(
     verified_bundles=100,
     hash_known_transfers=10,
     sustained_s=10.0,
+    backlog=2_000,
     tracing_rounds=1,
     tracing_singles=30,
     tracing_batches=1,

@@ -56,12 +56,12 @@ class Figures:
         aimed = [name for name in TARGETS if name in self.values]
         for name in aimed:
             colour = "green" if TARGETS[name].is_met(self.values[name]) else "red"
-            value = f"[{colour}]{_shown(self.values[name])}[/{colour}]"
+            value = f"[{colour}]{shown(self.values[name])}[/{colour}]"
             table.add_row(name, value, str(TARGETS[name]), self.remarks[name])
         table.add_section()
         for name, number in self.values.items():
             if name not in TARGETS and not name.startswith(MEMORY):
-                table.add_row(name, _shown(number), "", self.remarks[name])
+                table.add_row(name, shown(number), "", self.remarks[name])
         return table
 
     def memory_table(self) -> Table:
@@ -74,5 +74,5 @@ class Figures:
         return table
 
 
-def _shown(value: float) -> str:
+def shown(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.3f}".rstrip("0").rstrip(".")

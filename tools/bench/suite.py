@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -51,6 +52,8 @@ class Suite:
         self._channels = (keys, signer, evidence, keys_for_signers)
         self._http = http
         self._chain_url = stack.record["chain_url"]
+        # Requests go to each of them in turn.
+        self._gateways = itertools.cycle(stack.gateway_urls)
         self.stack = stack
         self.keys = keys_pb2_grpc.KeysStub(as_channel(keys))
         self.keys_for_signers = keys_pb2_grpc.KeysStub(as_channel(keys_for_signers))
@@ -85,18 +88,22 @@ class Suite:
             raise BenchFailed(f"{method}: {answer['error']['message']}")
         return answer["result"]
 
+    async def transactions_of(self, account: Account) -> int:
+        """How many of the account's transactions are mined."""
+        return int(await self.chain("eth_getTransactionCount", "0x" + account.address.hex(), "latest"), 16)
+
     # The gateway
 
     async def get(self, path: str, **query: str | int) -> Any:
         return json.loads(await self.get_bytes(path, **query))
 
     async def get_bytes(self, path: str, **query: str | int) -> bytes:
-        async with self._http.get(self.stack.gateway_url + path, params=query) as reply:
+        async with self._http.get(next(self._gateways) + path, params=query) as reply:
             return await _body(reply)
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         headers = {"Idempotency-Key": secrets.token_hex(16)}
-        async with self._http.post(self.stack.gateway_url + path, json=body, headers=headers) as reply:
+        async with self._http.post(next(self._gateways) + path, json=body, headers=headers) as reply:
             return json.loads(await _body(reply))
 
     async def account(self) -> Account:
@@ -119,7 +126,7 @@ class Suite:
 
     async def follow(self, transfer_id: str) -> AsyncGenerator[dict[str, Any], None]:
         """The transfer's changes of state as they come, until the last."""
-        url = f"{self.stack.gateway_url}/v1/transfers/{transfer_id}/events"
+        url = f"{next(self._gateways)}/v1/transfers/{transfer_id}/events"
         async with self._http.get(url, timeout=_FOLLOW_TIMEOUT) as reply:
             if reply.status != 200:
                 await _body(reply)

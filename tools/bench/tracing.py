@@ -12,7 +12,7 @@ from tools.bench.effort import Effort
 from tools.bench.figures import Figures
 from tools.bench.suite import Account, Suite, running_suite
 from tools.bench.transferring import hash_known
-from tools.bench.usage import WALLET, cpu_between, cpu_seconds
+from tools.bench.usage import cpu_seconds, of_wallet
 from tools.stack.options import StackOptions
 
 _BATCH_SIZE = 200
@@ -34,9 +34,9 @@ class _Side:
         self.wall_s: dict[str, float] = {}
 
     async def measure_idle(self, seconds: float) -> None:
-        before = cpu_seconds(self.suite.stack)
+        before = of_wallet(cpu_seconds(self.suite.stack))
         await asyncio.sleep(seconds)
-        self.idle_cores = cpu_between(before, cpu_seconds(self.suite.stack)) / seconds
+        self.idle_cores = (of_wallet(cpu_seconds(self.suite.stack)) - before) / seconds
 
     async def measure(self, kind: str, load: Callable[[_Side], Awaitable[int]]) -> None:
         """Run a load to its last finality and its last exported span."""
@@ -51,7 +51,7 @@ class _Side:
 
     def per_transfer(self, kind: str, *, without_idle: bool = False) -> float:
         """CPU-seconds of the wallet's processes; `without_idle` takes off what they use when nothing is asked."""
-        spent = sum(self.cpu[kind][name] for name in WALLET)
+        spent = of_wallet(self.cpu[kind])
         if without_idle:
             spent -= self.idle_cores * self.wall_s[kind]
         return spent / self.transfers[kind]

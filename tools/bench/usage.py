@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import psutil
 
+from tools.stack.services import service_of
 from tools.stack.stack import Stack
 
 # The wallet itself: not the store of its spans, and not what it stands on.
-WALLET = ("gateway", "keys", "txbuilder", "signer", "broadcaster", "evidence")
+_WALLET = frozenset({"gateway", "keys", "txbuilder", "signer", "broadcaster", "evidence"})
 
 
 def cpu_seconds(stack: Stack) -> dict[str, float]:
-    """User and system time since each process started, by process name; ended children that were waited for count."""
+    """User and system time since each process started, by its name; ended children that were waited for count."""
     return {name: sum(_cpu(process) for process in _tree(pid)) for name, pid in _pids(stack).items()}
 
 
-def cpu_between(before: Mapping[str, float], after: Mapping[str, float], names: Iterable[str] = WALLET) -> float:
-    return sum(after[name] - before[name] for name in names)
+def of_wallet(spent: Mapping[str, float]) -> float:
+    """The sum over the wallet's own processes, each replica of a service, of what is told by process."""
+    return sum(seconds for name, seconds in spent.items() if service_of(name) in _WALLET)
 
 
 def memory_bytes(stack: Stack) -> dict[str, int]:
@@ -37,7 +39,7 @@ def own_cpu_seconds() -> float:
 
 
 def _pids(stack: Stack) -> dict[str, int]:
-    return {process["service"]: process["pid"] for process in stack.record["processes"]}
+    return {process["name"]: process["pid"] for process in stack.record["processes"]}
 
 
 def _tree(pid: int) -> list[psutil.Process]:
