@@ -6,8 +6,6 @@ takes two to three minutes, once.
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
 import shutil
@@ -15,12 +13,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-_MODULE = "github.com/ethereum/go-ethereum"
-_VERSION = "v1.17.10"
+from tools.go_module import BuildFailed, GoProgram, build, find_go
+
+_PROGRAM = GoProgram("github.com/ethereum/go-ethereum", "v1.17.10", "./cmd/geth")
 _OLDEST = (1, 14)
 _OLDEST_GO = (1, 25)
-_BUILT = Path(__file__).resolve().parents[1] / "build" / "geth" / _VERSION / "geth"
-_BUILD_TIMEOUT_S = 1_200.0
+_BUILT = Path(__file__).resolve().parents[1] / "build" / "geth" / _PROGRAM.version / "geth"
 
 
 class GethMissing(Exception):
@@ -42,7 +40,10 @@ def geth() -> Path:
     if found is not None and (_version_of(found) or (0, 0)) >= _OLDEST:
         return Path(found)
     if not _BUILT.exists():
-        _build()
+        try:
+            build(_go(), _PROGRAM, _BUILT)
+        except BuildFailed as failure:
+            raise GethMissing(f"geth {_PROGRAM.version} cannot be built: {failure}") from None
     return _BUILT
 
 
@@ -55,58 +56,15 @@ def _version_of(binary: str) -> tuple[int, int] | None:
     return (int(version[1]), int(version[2])) if version else None
 
 
-def _build() -> None:
-    go = _go()
-    _BUILT.parent.mkdir(parents=True, exist_ok=True)
-    with (_BUILT.parent / "lock").open("w") as lock:
-        # Two test runs at once: one builds, the other waits.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _BUILT.exists():
-            return
-        print(f"building geth {_VERSION} from its Go module; this takes a few minutes, once", file=sys.stderr)
-        try:
-            # Within the module's own directory its go.mod and go.sum pin everything.
-            told = _run([go, "mod", "download", "-json", f"{_MODULE}@{_VERSION}"], _BUILT.parent)
-            unfinished = _BUILT.with_name("geth.unfinished")
-            source = Path(json.loads(told)["Dir"])
-            _run([go, "build", "-trimpath", "-ldflags=-s -w", "-o", str(unfinished), "./cmd/geth"], source)
-        except (OSError, subprocess.SubprocessError) as error:
-            cause = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-            raise GethMissing(f"geth {_VERSION} cannot be built: {' '.join(cause)}") from None
-        unfinished.rename(_BUILT)
-
-
-def _run(command: list[str], directory: Path) -> str:
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOTOOLCHAIN": "local"}
-    return subprocess.run(
-        command,
-        cwd=directory,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=_BUILD_TIMEOUT_S,
-        check=True,
-    ).stdout
-
-
 def _go() -> str:
-    for candidate in (shutil.which("go"), "/usr/local/go/bin/go"):
-        if candidate and (_go_version(candidate) or (0, 0)) >= _OLDEST_GO:
-            return candidate
-    raise GethMissing(
-        f"geth {_text(_OLDEST)} or newer is not on this machine, nor Go {_text(_OLDEST_GO)} or newer to build it "
-        "(Debian's golang package is older). Either install geth and put it on the PATH, or set WALLET_GETH to it; or "
-        "unpack the archive of go.dev/dl for linux-amd64 to /usr/local/go"
-    )
-
-
-def _go_version(go: str) -> tuple[int, int] | None:
-    try:
-        said = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, timeout=30, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    version = re.match(r"go(\d+)\.(\d+)", said)
-    return (int(version[1]), int(version[2])) if version else None
+    go = find_go(_OLDEST_GO)
+    if go is None:
+        raise GethMissing(
+            f"geth {_text(_OLDEST)} or newer is not on this machine, nor Go {_text(_OLDEST_GO)} or newer to build it "
+            "(Debian's golang package is older). Either install geth and put it on the PATH, or set WALLET_GETH to it; "
+            "or unpack the archive of go.dev/dl for linux-amd64 to /usr/local/go"
+        )
+    return go
 
 
 def _text(version: tuple[int, int]) -> str:

@@ -44,6 +44,6 @@ def test_one_on_the_path_is_taken_if_it_is_new_enough(no_cache: Path) -> None:
 
 def test_what_to_install_is_said_where_it_cannot_be_built(no_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _binary(no_cache, "geth", "Version: 1.10.0-stable")
-    monkeypatch.setattr(geth, "_go_version", lambda go: (1, 19))
+    monkeypatch.setattr(geth, "find_go", lambda oldest: None)
     with pytest.raises(geth.GethMissing, match=r"go\.dev/dl"):
         geth.geth()
