@@ -1,4 +1,4 @@
-"""Public keys of API clients, by which they sign what they ask for."""
+"""Public keys of API clients, by which they sign what they ask for and what they approve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -73,16 +73,31 @@ def read_public_key(pem: bytes) -> ClientKey:
         key = load_pem_public_key(pem)
     except ValueError as error:
         raise ValueError("it is no public key in PEM") from error
-    if not isinstance(key, Ed25519PublicKey) and not (
-        isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
-    ):
-        raise ValueError("a client signs with Ed25519 or with ECDSA on P-256")
     # Written anew: one key has one encoding, and so one fingerprint.
-    return ClientKey(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+    return ClientKey(_of_client(key).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def read_key_der(der: bytes) -> ClientKey:
+    """The key of a SubjectPublicKeyInfo.
+
+    Raises:
+        ValueError: it is no public key, or neither Ed25519 nor P-256.
+    """
+    try:
+        _load(der)
+    except UnsupportedAlgorithm as error:
+        raise ValueError("it is no public key that is known here") from error
+    return ClientKey(der)
+
+
+def _of_client(key: object) -> _PublicKey:
+    if isinstance(key, Ed25519PublicKey):
+        return key
+    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        return key
+    raise ValueError("a client signs with Ed25519 or with ECDSA on P-256")
 
 
 @lru_cache(maxsize=1_024)
 def _load(der: bytes) -> _PublicKey:
-    key = load_der_public_key(der)
-    assert isinstance(key, _PublicKey)
-    return key
+    return _of_client(load_der_public_key(der))
