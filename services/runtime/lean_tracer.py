@@ -15,6 +15,7 @@ from opentelemetry.util.types import Attributes
 
 from services.runtime.lean_span import LeanSpan, SpanSink, new_span_id
 from services.runtime.signature_floor import SignatureFloor
+from services.runtime.span_flags import ORDINARY, SAMPLED, is_ordinary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Link
     from opentelemetry.util._decorator import _AgnosticContextManager
 
-_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
 _UNSAMPLED = TraceFlags(TraceFlags.DEFAULT)
 
 
@@ -49,7 +49,8 @@ class LeanTracer(Tracer):
             trace_id = parent.trace_id
         if not self._sampler.samples(parent, trace_id, name, kind):
             return NonRecordingSpan(SpanContext(trace_id, new_span_id(), False, _UNSAMPLED))
-        own = SpanContext(trace_id, new_span_id(), False, _SAMPLED)
+        ordinary = (parent is None or is_ordinary(parent)) and not self._sampler.is_signature(name)
+        own = SpanContext(trace_id, new_span_id(), False, ORDINARY if ordinary else SAMPLED)
         return LeanSpan(self.sink, name, own, parent, kind, attributes, links or (), start_time)
 
     def start_as_current_span(

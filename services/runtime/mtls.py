@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import grpc
 import yaml
 
 from services.core.errors import Reason, WalletError
+
+# Caller → the methods that it may call; None for all.
+Callers = Mapping[str, frozenset[str] | None]
 
 
 def server_credentials(tls_dir: Path) -> grpc.ServerCredentials:
@@ -29,10 +32,29 @@ def channel_credentials(tls_dir: Path) -> grpc.ChannelCredentials:
     )
 
 
-def load_callers(path: Path, service: str) -> frozenset[str]:
-    """The services that `callers.yaml` lets call `service`."""
+def load_callers(path: Path, service: str) -> Callers:
+    """Who may call `service`, by `callers.yaml`."""
     callers = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return frozenset(callers.get(service, []))
+    return read_callers(callers.get(service, []))
+
+
+def read_callers(entries: Iterable[str | Mapping[str, Iterable[str]]]) -> Callers:
+    """A service's entry in `callers.yaml`: names, and names with the methods that they are limited to."""
+    callers: dict[str, frozenset[str] | None] = {}
+    for entry in entries:
+        if isinstance(entry, str):
+            callers[entry] = None
+        else:
+            callers |= {name: frozenset(f"/{method}" for method in methods) for name, methods in entry.items()}
+    return callers
+
+
+def may_call(callers: Callers, caller: str, method: str) -> bool:
+    """`method` is as gRPC names it: /package.Service/Method."""
+    if caller not in callers:
+        return False
+    methods = callers[caller]
+    return methods is None or method in methods
 
 
 def caller_identity(auth_context: Mapping[str, object]) -> str:

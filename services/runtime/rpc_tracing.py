@@ -15,15 +15,19 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.core.errors import Reason, WalletError
 from services.runtime import attributes
+from services.runtime.span_flags import ORDINARY_STATE, TRACESTATE_KEY, as_ordinary, is_ordinary
 from services.runtime.telemetry import format_traceparent, parse_traceparent
 
 _TRACEPARENT_KEY = "traceparent"
 _tracer = trace.get_tracer("goldenlink.rpc")
 
-# Machinery, not work: traced exporters would feed themselves.
+# Machinery, not work: traced exporters would feed themselves, and looking at traces would make traces.
 UNTRACED_SERVICES = frozenset(
     {
         "opentelemetry.proto.collector.trace.v1.TraceService",
+        "opentelemetry.proto.collector.logs.v1.LogsService",
+        "jaeger.storage.v2.TraceReader",
+        "jaeger.storage.v2.DependencyReader",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -38,17 +42,23 @@ def split_method(method: str) -> tuple[str, str]:
 
 
 def incoming_context(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
+    remote, ordinary = None, False
     for key, value in metadata:
         if key == _TRACEPARENT_KEY and isinstance(value, str):
-            remote = parse_traceparent(value)
-            if remote is not None:
-                return trace.set_span_in_context(trace.NonRecordingSpan(remote), Context())
-    return Context()
+            remote = remote or parse_traceparent(value)
+        elif key == TRACESTATE_KEY:
+            ordinary = value == ORDINARY_STATE
+    if remote is None:
+        return Context()
+    return trace.set_span_in_context(trace.NonRecordingSpan(as_ordinary(remote) if ordinary else remote), Context())
 
 
 def outgoing_metadata(span: Span) -> tuple[tuple[str, str], ...]:
     context = span.get_span_context()
-    return ((_TRACEPARENT_KEY, format_traceparent(context)),) if context.is_valid else ()
+    if not context.is_valid:
+        return ()
+    traceparent = (_TRACEPARENT_KEY, format_traceparent(context))
+    return (traceparent, (TRACESTATE_KEY, ORDINARY_STATE)) if is_ordinary(context) else (traceparent,)
 
 
 def start_span(method: str, kind: SpanKind, context: Context | None = None) -> Span:

@@ -23,7 +23,8 @@ from services.runtime.channel import MAX_MESSAGE_BYTES, MAX_METADATA_BYTES
 from services.runtime.health import SERVICE_NAME as HEALTH_SERVICE
 from services.runtime.health import Health
 from services.runtime.logs import start_logging
-from services.runtime.mtls import caller_identity, load_callers, server_credentials
+from services.runtime.metric_export import ProcessMetrics, start_metrics
+from services.runtime.mtls import Callers, caller_identity, load_callers, may_call, server_credentials
 from services.runtime.rpc_errors import status_code, to_status_metadata
 from services.runtime.settings import ServiceSettings
 from services.runtime.telemetry import start_telemetry, stop_telemetry
@@ -57,7 +58,7 @@ else:
 class CallGate(Interceptor):
     """Around every handler, once: who calls, the span, and `WalletError` to status. Handlers just raise."""
 
-    def __init__(self, callers: frozenset[str]) -> None:
+    def __init__(self, callers: Callers) -> None:
         self._callers = callers
         self._wrapped: dict[str, Handler] = {}
 
@@ -103,7 +104,7 @@ class CallGate(Interceptor):
 
     def _check_caller(self, method: str, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         caller = caller_identity(context.auth_context())
-        if caller not in self._callers and rpc_tracing.split_method(method)[0] != HEALTH_SERVICE:
+        if not may_call(self._callers, caller, method) and rpc_tracing.split_method(method)[0] != HEALTH_SERVICE:
             raise WalletError(Reason.CALLER_NOT_ALLOWED, "the caller is not on the allow-list", caller=caller)
 
     def _unary(
@@ -218,13 +219,14 @@ def run_service(
 ) -> None:
     """Logs, telemetry, event loop: the frame of every service's `__main__`."""
     start_logging(service, settings.log_level)
+    metrics = start_metrics(service, settings)
     start_telemetry(service, settings, signature_roots)
     fault_points.prepare(service, settings.env)
     _calm_collector()
     # The event loop waits this long, by default 5 ms, for a thread that computes: the span exporter's above all.
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     try:
-        uvloop.run(main())
+        uvloop.run(_scraped(main, settings.metrics_listen, metrics))
     except WalletError as error:
         # A token that does not open, a policy that is malformed: the reason says it all.
         _log.critical("the service has ended: %s", error, extra={"reason": error.reason.name})
@@ -235,6 +237,19 @@ def run_service(
         sys.exit(1)
     finally:
         stop_telemetry()
+        if metrics is not None:
+            metrics.stop()
+
+
+async def _scraped(main: Callable[[], Coroutine[Any, Any, None]], listen: str, metrics: ProcessMetrics | None) -> None:
+    if not listen or metrics is None:
+        await main()
+        return
+    # Here: whoever is not scraped does without an HTTP server.
+    from services.runtime.metrics_http import serve_metrics
+
+    async with serve_metrics(listen, metrics):
+        await main()
 
 
 def _calm_collector() -> None:

@@ -24,6 +24,15 @@ class ServiceSettings(BaseSettings):
     peers: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     shutdown_grace_s: float = 5.0
+    # HOST:PORT of `GET /metrics`, plain HTTP: loopback, or a network of the pods alone. "" serves none.
+    metrics_listen: str = ""
+    # What the certificates of the collectors, or of tracestore in their place, name.
+    collector_name: str = "tracestore"
+    # Where spans of signature operations outlive this process; None keeps them in memory.
+    spool_dir: Path | None = None
+    spool_max_bytes: int = Field(default=512 * 1024 * 1024, ge=4 * 1024 * 1024)
+    # From a write to its fsync: what a crash of the machine may lose. A crash of the process loses 0.2 s at most.
+    spool_sync_s: float = Field(default=1.0, ge=0.0)
 
     @field_validator("peers", mode="before")
     @classmethod

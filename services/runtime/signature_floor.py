@@ -17,6 +17,10 @@ class SignatureFloor:
         self._strategy = strategy
         self._signature_roots = signature_roots
 
+    def is_signature(self, name: str) -> bool:
+        """Whether a span of this name starts a signature operation."""
+        return name in self._signature_roots
+
     def samples(self, parent: SpanContext | None, trace_id: int, name: str, kind: SpanKind) -> bool:
         if name in self._signature_roots:
             return True

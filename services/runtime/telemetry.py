@@ -8,20 +8,31 @@ import secrets
 
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.environment_variables import (
+    OTEL_BSP_SCHEDULE_DELAY,
+    OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED,
+)
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanContext, TraceFlags
 
 from services.runtime.lean_tracer import LeanTracerProvider
-from services.runtime.mtls import channel_credentials
+from services.runtime.metric_names import WALLET_SPANS_QUEUE_DEPTH, WALLET_SPOOL_DURABLE, WALLET_SPOOL_SIZE
+from services.runtime.metrics import observe
+from services.runtime.sampling import open_strategy
 from services.runtime.settings import ServiceSettings
 from services.runtime.signature_floor import SignatureFloor
+from services.runtime.span_counts import SpanCounts
 from services.runtime.span_exporter import SpanExporter
+from services.runtime.span_routing import SpanRouting
+from services.runtime.span_sender import SpanSender
+from services.runtime.span_spooling import SpoolingProcessor, SpoolPlace
 
 # W3C Trace Context level 1 §3.2.2; version ff is invalid, later versions may carry more fields.
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.ASCII)
 _SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+# Half a megabyte: receivers of OTLP take 4 MiB by default.
+_MAX_BATCH_SPANS = 1_024
 
 
 def parse_traceparent(value: str) -> SpanContext | None:
@@ -75,34 +86,35 @@ def current_ids(traceparent: str) -> tuple[str, str]:
     return trace_id, stored_span_id
 
 
-def open_exporter(endpoint: str, settings: ServiceSettings) -> SpanExporter:
-    """Over mTLS to tracestore; `endpoint` may name several of its replicas, or a name with several addresses."""
-    return SpanExporter(
-        endpoint=endpoint,
-        credentials=channel_credentials(settings.tls_dir),
-        # In turn: a replica that is started later gets its share, and one that is gone is left out.
-        channel_options=(  # type: ignore[arg-type]  # annotated as one option, takes any number
-            ("grpc.ssl_target_name_override", "tracestore"),
-            ("grpc.lb_policy_name", "round_robin"),
-        ),
-    )
-
-
 def start_telemetry(service: str, settings: ServiceSettings, signature_roots: frozenset[str] = frozenset()) -> None:
-    """Install the global tracer provider; spans go to `OTEL_EXPORTER_OTLP_ENDPOINT` over mTLS.
+    """Install the global tracer provider; spans go to `OTEL_EXPORTER_OTLP_ENDPOINT` over mTLS, by way of a spool where
+    they belong to a signature operation.
 
     Without an endpoint, or with OTEL_SDK_DISABLED=true, spans are not recorded and contexts still propagate.
+
+    Raises:
+        ValueError: OTEL_TRACES_SAMPLER or its argument is wrong.
     """
     endpoint = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
     if not endpoint or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return
-    ratio = float(os.environ.get("OTEL_TRACES_SAMPLER_ARG", "1.0"))
-    exporter = open_exporter(endpoint, settings)
+    # The batch processor tells of its drops only then.
+    os.environ.setdefault(OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED, "true")
+    sender, counts = SpanSender(endpoint, settings), SpanCounts()
+    place = SpoolPlace(settings.spool_dir, service, settings.spool_max_bytes, settings.spool_sync_s)
+    schedule_s = float(os.environ.get(OTEL_BSP_SCHEDULE_DELAY, "5000")) / 1000
+    spool = SpoolingProcessor(sender.send, place, counts, schedule_s)
+    observe(WALLET_SPANS_QUEUE_DEPTH, lambda: [(spool.queued, None)])
+    observe(WALLET_SPOOL_SIZE, lambda: [(spool.backlog_bytes, None)])
+    observe(WALLET_SPOOL_DURABLE, lambda: [(int(spool.is_durable), None)])
+    batch = BatchSpanProcessor(
+        SpanExporter(sender, counts), max_queue_size=16_384, max_export_batch_size=_MAX_BATCH_SPANS
+    )
     trace.set_tracer_provider(
         LeanTracerProvider(
-            SignatureFloor(ALWAYS_ON if ratio >= 1.0 else TraceIdRatioBased(ratio), signature_roots),
+            SignatureFloor(open_strategy(service, settings), signature_roots),
             Resource.create({"service.name": service}),
-            BatchSpanProcessor(exporter, max_queue_size=16_384, max_export_batch_size=2_048),
+            SpanRouting(spool, batch),
         )
     )
 

@@ -35,6 +35,8 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
         self.requests: list[broadcaster_pb2.SubmitTransactionRequest] = []
         self.watched_after: list[int] = []
         self.broken_chains: dict[str, str] = {}
+        # Seconds; so far that nothing is sent.
+        self.chains_behind: dict[str, int] = {}
         self._places: dict[str, tuple[str, bytes, int]] = {}
         self._transfer_of: dict[bytes, str] = {}
         self._events: list[broadcaster_pb2.SubmissionEvent] = []
@@ -128,7 +130,13 @@ class FakeBroadcaster(broadcaster_pb2_grpc.BroadcasterServicer):
             name="node-a", chain_id=CHAIN_ID, answering=True, block_number=7, client_version="fake/1"
         )
         broken = [broadcaster_pb2.BrokenChain(chain_id=name, cause=cause) for name, cause in self.broken_chains.items()]
-        return broadcaster_pb2.BroadcasterStatus(nodes=[node], nodes_required=1, broken_chains=broken)
+        clocks = [
+            broadcaster_pb2.ChainClock(chain_id=name, behind_s=seconds, holds=True)
+            for name, seconds in self.chains_behind.items()
+        ]
+        return broadcaster_pb2.BroadcasterStatus(
+            nodes=[node], nodes_required=1, broken_chains=broken, chain_clocks=clocks
+        )
 
     def _submit(self, request: broadcaster_pb2.SubmitTransactionRequest) -> broadcaster_pb2.Submission:
         self.requests.append(request)

@@ -89,6 +89,7 @@ class FakeSigner(signer_pb2_grpc.SignerServicer):
         if request.transfer_id in self.signed:
             raise WalletError(Reason.ALREADY_SIGNED, Reason.ALREADY_SIGNED.meaning)
         self.voided.add(request.transfer_id)
+        self.superseded = {link: by for link, by in self.superseded.items() if by != request.transfer_id}
         await self.script.end("VoidLink")
         return signer_pb2.VoidLinkResponse()
 

@@ -9,20 +9,22 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 from protos.wallet.v1 import tracestore_pb2, tracestore_pb2_grpc
 from services.core.errors import Reason, WalletError, refuse
-from services.tracestore.spans import SpanRow, join_span, split_request
+from services.tracestore.otlp import join_records
+from services.tracestore.spans import SpanRow, SpanSplitter
 
 
 class FakeTraceStore(tracestore_pb2_grpc.TraceStoreServicer, trace_service_pb2_grpc.TraceServiceServicer):
     """OTLP in, traces out."""
 
     def __init__(self) -> None:
-        self._scopes: dict[bytes, bytes] = {}
+        self._splitter = SpanSplitter()
+        self._heads: dict[bytes, bytes] = {}
         self._spans: dict[tuple[bytes, bytes, bytes], SpanRow] = {}
 
     def add(self, request: trace_service_pb2.ExportTraceServiceRequest) -> int:
         """Keep what is well-formed; how many spans were not."""
-        batch = split_request(request)
-        self._scopes.update(batch.scopes)
+        batch = self._splitter.split(request.SerializeToString())
+        self._heads.update(batch.heads)
         self._spans.update({(row.trace_id, row.span_id, row.sha256): row for row in batch.rows})
         return batch.rejected
 
@@ -42,5 +44,5 @@ class FakeTraceStore(tracestore_pb2_grpc.TraceStoreServicer, trace_service_pb2_g
         rows = sorted((row for row in self._spans.values() if row.trace_id == trace_id), key=lambda row: row.start_ns)
         if not rows:
             raise WalletError(Reason.NOT_FOUND, "no span of this trace is stored", trace_id=request.trace_id)
-        spans = [join_span(self._scopes[row.scope_sha256], row.span) for row in rows]
+        spans = [join_records(self._heads[row.scope_sha256], [row.span]) for row in rows]
         return tracestore_pb2.Trace(trace_id=request.trace_id, resource_spans=spans)

@@ -49,8 +49,9 @@ class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
         self.script = Script()
         self.reserved: dict[str, txbuilder_pb2.BuiltTransaction] = {}
         self.released: list[str] = []
-        # Of ListGaps.
+        # Of ListGaps: all, and how many a page has.
         self.gaps: list[txbuilder_pb2.Gap] = []
+        self.gaps_a_page = 1_000
         # By transfer: its replacements, from number 1 on.
         self.bumps: dict[str, list[txbuilder_pb2.BuiltTransaction]] = {}
         self.superseding: dict[str, txbuilder_pb2.BuildSupersedingRequest] = {}
@@ -149,7 +150,9 @@ class FakeTxBuilder(txbuilder_pb2_grpc.TxBuilderServicer):
 
     async def ListGaps(self, request: txbuilder_pb2.ListGapsRequest, context: Any) -> txbuilder_pb2.ListGapsResponse:
         self.script.begin("ListGaps")
-        return txbuilder_pb2.ListGapsResponse(gaps=self.gaps)
+        first = int(request.after or 0)
+        end = first + self.gaps_a_page
+        return txbuilder_pb2.ListGapsResponse(gaps=self.gaps[first:end], next=str(end) if end < len(self.gaps) else "")
 
     async def GetBuilderStatus(
         self, request: txbuilder_pb2.GetBuilderStatusRequest, context: Any

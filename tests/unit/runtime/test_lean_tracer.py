@@ -9,6 +9,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+from services.runtime import rpc_tracing
+from services.runtime.span_flags import as_ordinary, is_ordinary
 from services.runtime.telemetry import format_traceparent, stored_context
 from tests.fakes.recorded_spans import recording_provider
 
@@ -118,3 +120,38 @@ def test_an_exceptions_text_never_reaches_a_span(exporter: InMemorySpanExporter)
 def test_a_scope_has_one_tracer(exporter: InMemorySpanExporter) -> None:
     provider = recording_provider(exporter)
     assert provider.get_tracer("a") is provider.get_tracer("a") is not provider.get_tracer("b")
+
+
+def test_only_what_is_below_a_signature_root_is_a_signature_operation(exporter: InMemorySpanExporter) -> None:
+    tracer = recording_provider(exporter, ALWAYS_ON, _ROOTS).get_tracer("test")
+    with tracer.start_as_current_span("GET /v1/status", Context()):
+        with tracer.start_as_current_span("ask") as asked:
+            ordinary = rpc_tracing.outgoing_metadata(asked)
+        with tracer.start_as_current_span("gateway.transfer"), tracer.start_as_current_span("sign") as sign:
+            signature = rpc_tracing.outgoing_metadata(sign)
+    # On the other side, where no root is known.
+    peer = recording_provider(exporter).get_tracer("peer")
+    for metadata in (ordinary, signature):
+        with peer.start_as_current_span("serve", rpc_tracing.incoming_context(metadata)):
+            peer.start_span("within").end()
+    peer.start_span("resumed", stored_context(f"00-{_TRACE_ID}-{_SPAN_ID}-00")).end()
+    standing = [(span.name, is_ordinary(span.context)) for span in exporter.get_finished_spans()]
+    assert standing == [
+        ("ask", True),
+        ("sign", False),
+        ("gateway.transfer", False),
+        ("GET /v1/status", True),
+        ("within", True),
+        ("serve", True),
+        ("within", False),
+        ("serve", False),
+        ("resumed", False),
+    ]
+
+
+def test_a_strangers_sampled_flag_makes_no_signature_operation(exporter: InMemorySpanExporter) -> None:
+    tracer = recording_provider(exporter, ALWAYS_OFF, _ROOTS).get_tracer("test")
+    remote = as_ordinary(SpanContext(int(_TRACE_ID, 16), int(_SPAN_ID, 16), True, TraceFlags(1)))
+    tracer.start_span("GET /v1/status", trace.set_span_in_context(NonRecordingSpan(remote), Context())).end()
+    (span,) = exporter.get_finished_spans()
+    assert is_ordinary(span.context)

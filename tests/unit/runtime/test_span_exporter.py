@@ -1,79 +1,67 @@
-"""Our encoding of spans is the SDK's, byte for byte once it is parsed."""
+"""Ordinary spans: tried for a while, then counted as lost."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
-import grpc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans as encode_by_sdk
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan
-from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExportResult
+from opentelemetry.trace import SpanContext, TraceFlags
 
-from services.runtime.span_exporter import SpanExporter, encode_spans
+from services.runtime import span_exporter
+from services.runtime.span_counts import SpanCounts
+from services.runtime.span_encoding import encode_spans
+from services.runtime.span_exporter import SpanExporter
+from services.runtime.span_sender import Answer, SpanSender, Verdict
 
-_RESOURCES = [Resource({"service.name": "signer", "n": 1}, "https://schema"), Resource({})]
-_SCOPES = [InstrumentationScope("rpc", "1", "https://scope", {"a": True}), InstrumentationScope("signer"), None]
-_values = st.one_of(
-    st.text(),
-    st.booleans(),
-    st.integers(-(2**63), 2**63 - 1),
-    st.floats(allow_nan=False),
-    st.lists(st.text(max_size=3), max_size=3).map(tuple),
-    st.lists(st.integers(0, 9), max_size=3).map(tuple),
-    st.sampled_from([0, 0.0, False, 1, 1.0, True]),
-    st.binary(max_size=3),
-    st.dictionaries(st.text(max_size=3), st.none() | st.integers(0, 9), max_size=2),
-)
-_attributes = st.dictionaries(st.text(max_size=4), _values, max_size=5)
-_contexts = st.builds(
-    SpanContext,
-    st.integers(1, 2**128 - 1),
-    st.integers(1, 2**64 - 1),
-    st.booleans(),
-    st.just(TraceFlags(1)),
-    st.sampled_from([TraceState(), TraceState([("a", "1"), ("b", "2")])]),
-)
-_links = st.builds(Link, _contexts, _attributes)
-_spans = st.builds(
-    ReadableSpan,
-    name=st.text(max_size=300),
-    context=_contexts,
-    parent=st.none() | _contexts,
-    resource=st.sampled_from(_RESOURCES),
-    attributes=_attributes,
-    events=st.lists(st.builds(Event, st.text(), _attributes, st.integers(0, 2**63)), max_size=2),
-    links=st.lists(_links, max_size=3),
-    kind=st.sampled_from(SpanKind),
-    status=st.just(Status()) | st.builds(Status, st.just(StatusCode.ERROR), st.text()),
-    start_time=st.integers(0, 2**63),
-    end_time=st.integers(0, 2**63),
-    instrumentation_scope=st.sampled_from(_SCOPES),
+_SPAN = ReadableSpan(
+    "step", SpanContext(1, 2, False, TraceFlags(1)), resource=Resource({"service.name": "x"}), start_time=1, end_time=2
 )
 
 
-@given(st.lists(_spans, max_size=5))
-def test_what_is_exported_is_what_the_sdk_exports(spans: list[ReadableSpan]) -> None:
-    assert ExportTraceServiceRequest.FromString(encode_spans(spans)) == encode_by_sdk(spans)
+class Sender:
+    def __init__(self, *answers: Answer) -> None:
+        self._answers = list(answers)
+        self.sent: list[bytes] = []
+
+    def send(self, request: bytes) -> Answer:
+        self.sent.append(request)
+        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
 
 
-def test_the_exporter_sends_our_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[Any] = []
+Exported = Callable[[Sender], tuple[SpanExportResult, SpanCounts]]
 
-    class Stub:
-        def __init__(self, channel: grpc.Channel) -> None:
-            pass
 
-        def Export(self, request: ExportTraceServiceRequest, metadata: object, timeout: float) -> None:
-            sent.append(request)
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> Exported:
+    monkeypatch.setattr(span_exporter, "_RETRY_S", 0.5)
 
-    exporter = SpanExporter(endpoint="localhost:1", insecure=True)
-    monkeypatch.setattr(exporter, "_client", Stub(grpc.insecure_channel("localhost:1")))
-    context = SpanContext(1, 2, False, TraceFlags(1))
-    exporter.export([ReadableSpan("step", context, resource=_RESOURCES[0], start_time=1, end_time=2)])
-    assert [span.name for span in sent[0].resource_spans[0].scope_spans[0].spans] == ["step"]
+    def export(sender: Sender) -> tuple[SpanExportResult, SpanCounts]:
+        counts = SpanCounts()
+        return SpanExporter(cast(SpanSender, sender), counts).export([_SPAN]), counts
+
+    return export
+
+
+def test_a_batch_is_sent_again_until_it_is_stored(exported: Exported) -> None:
+    sender = Sender(Answer(Verdict.LATER), Answer(Verdict.STORED))
+    result, counts = exported(sender)
+    assert result is SpanExportResult.SUCCESS
+    assert sender.sent == [encode_spans([_SPAN])] * 2
+    assert (counts.acknowledged, counts.dropped) == (1, {})
+
+
+@pytest.mark.parametrize("answer", [Answer(Verdict.LATER), Answer(Verdict.REFUSED)])
+def test_a_batch_that_is_given_up_is_counted(exported: Exported, answer: Answer) -> None:
+    result, counts = exported(Sender(answer))
+    assert result is SpanExportResult.FAILURE
+    assert (counts.acknowledged, counts.dropped) == (0, {"export_failed": 1})
+
+
+def test_what_a_partial_success_rejects_is_counted(exported: Exported) -> None:
+    result, counts = exported(Sender(Answer(Verdict.STORED, 1, "malformed")))
+    assert result is SpanExportResult.SUCCESS
+    assert (counts.acknowledged, counts.dropped) == (0, {"refused": 1})
