@@ -12,9 +12,10 @@ from services.runtime.evidence_log import APPENDING
 from services.runtime.migrations import migrate
 from services.runtime.server import GrpcServer, run_service, wait_for_stop
 from services.runtime.settings import DatabaseSettings
+from services.signer.metrics import observe_signatures
 from services.signer.service import SignerService
 from services.signer.settings import SignerSettings
-from services.signer.telemetry import SIGNATURE_SPAN
+from services.signer.telemetry import SIGNATURE_ROOTS
 
 SERVICE = "signer"
 
@@ -26,6 +27,7 @@ async def serve(settings: SignerSettings) -> None:
     try:
         stubs = EvidenceStub(as_channel(appending)), EvidenceStub(as_channel(reading)), KeysStub(as_channel(keys))
         async with SignerService(settings, database, *stubs) as service:
+            observe_signatures()
             server = GrpcServer(SERVICE, settings, ["wallet.v1.Signer"])
             signer_pb2_grpc.add_SignerServicer_to_server(service.servicer, server.grpc)
             async with server:
@@ -39,7 +41,7 @@ def main() -> None:
         asyncio.run(migrate(SERVICE, DatabaseSettings()))
         return
     settings = SignerSettings()
-    run_service(SERVICE, settings, lambda: serve(settings), frozenset({SIGNATURE_SPAN}))
+    run_service(SERVICE, settings, lambda: serve(settings), SIGNATURE_ROOTS)
 
 
 if __name__ == "__main__":

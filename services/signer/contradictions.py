@@ -5,13 +5,13 @@ Asked of a document before it is put in force; one that is in force already is r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from services.core.amounts import format_account, format_chain_id
 from services.core.errors import refuse
 from services.signer.policy import Policy
-from services.signer.rules import Asset, AssetRule, Lists, Rules
+from services.signer.rules import Approver, Asset, AssetRule, Lists, Rules
 
 T = TypeVar("T", bound=bytes)
 
@@ -28,6 +28,7 @@ def check_contradictions(policy: Policy) -> None:
         path = f"accounts.{format_account(chain_id, address)}"
         _check_chain(policy, chain_id, path)
         _check_rules(policy, rules, f"{path}.")
+    _check_keys(policy, policy.change_approvers, "changes.approvers")
 
 
 def _check_chain(policy: Policy, chain_id: int, path: str) -> None:
@@ -43,6 +44,8 @@ def _check_rules(policy: Policy, rules: Rules, path: str) -> None:
         where = f"{path}assets.{asset.name if own else asset.path}"
         _check_chain(policy, asset.chain_id, where)
         _check_asset_rule(rule, where)
+        if rule.approval is not None:
+            _check_keys(policy, rule.approval.approvers, f"{where}.approvals.approvers")
         for denying in _denying(asset, rules, policy.general):
             refuse(where, f"is not about a contract that {denying} has")
 
@@ -53,6 +56,15 @@ def _check_lists(lists: Lists[T] | None, general: Lists[T] | None, path: str) ->
     for denying in (lists, general):
         if denying is not None and (both := lists.allow & denying.deny):
             refuse(path, f"does not list 0x{min(both).hex()}, which {denying.path}.deny lists")
+
+
+def _check_keys(policy: Policy, approvers: Iterable[Approver], path: str) -> None:
+    for one in approvers:
+        if one.key not in (None, policy.approver_keys.get(one.name)):
+            refuse(path, f"has the key of {one.name} that stands elsewhere")
+        if any(key == one.key and name != one.name for name, key in policy.approver_keys.items()):
+            # Whoever has the key would be two approvers.
+            refuse(path, f"has a key of {one.name} that is nobody else's")
 
 
 def _denying(asset: Asset, rules: Rules, general: Rules) -> Iterator[str]:

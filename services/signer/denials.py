@@ -9,6 +9,7 @@ from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.runtime.evidence_log import Entry, EvidenceLog, Refused
 from services.signer.bodies import Intended, intent_body
+from services.signer.metrics import policy_denials
 from services.signer.policy import Decision, Policy
 from services.signer.store import Denial, Store
 
@@ -54,6 +55,7 @@ class Denials:
                 known[one.link_id] = WalletError(Reason.NONCE_CONFLICT, "the link is registered already")
         waiting = [one for one in denied if one.link_id not in known]
         if waiting:
+            policy_denials.add(len(waiting))
             outcomes = await self._evidence.append([_entry(one, stored[one.link_id]) for one in waiting])
             for one, outcome in zip(waiting, outcomes, strict=True):
                 known[one.link_id] = outcome.error if isinstance(outcome, Refused) else outcome

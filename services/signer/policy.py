@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from services.core.addresses import Address
 from services.core.amounts import format_account, format_chain_id
-from services.signer.rules import ApprovalRule, Asset, AssetRule, Lists, Rules, Window, is_open
+from services.signer.rules import ApprovalRule, Approver, Asset, AssetRule, Lists, Rules, Window, is_open
 from services.signer.token_calls import TokenCall, read_token_call
 
 T = TypeVar("T")
@@ -78,6 +78,8 @@ class Policy:
     fee_wei: int | None  # the most that a transaction may pay for gas
     general: Rules
     accounts: dict[tuple[int, Address], Rules]  # by chain and address
+    change_approvers: tuple[Approver, ...]  # of the next version; empty is every approver
+    approver_keys: dict[str, str]  # fingerprints by name, wherever the document says them
 
     @property
     def reads_clock(self) -> bool:

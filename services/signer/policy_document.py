@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from typing import Any, Final, TypeVar
 
@@ -14,7 +14,18 @@ from services.core.amounts import format_account, parse_account, parse_chain_id,
 from services.core.digests import keccak256
 from services.core.errors import Reason, WalletError, refuse
 from services.signer.policy import Policy
-from services.signer.rules import MINUTES_A_DAY, NATIVE, ApprovalRule, Asset, AssetRule, Hours, Lists, Rules, Window
+from services.signer.rules import (
+    MINUTES_A_DAY,
+    NATIVE,
+    ApprovalRule,
+    Approver,
+    Asset,
+    AssetRule,
+    Hours,
+    Lists,
+    Rules,
+    Window,
+)
 
 T = TypeVar("T")
 
@@ -26,11 +37,13 @@ MAX_WINDOW_S = 366 * 86_400
 MAX_APPROVALS = 16
 MAX_APPROVERS = 64
 MAX_VALID_S = 31 * 86_400
+CHANGE_APPROVALS = 2  # of a new version
 _ANY: Final = "any"
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _SELECTOR = re.compile(r"0x[0-9a-fA-F]{8}")
 _FUNCTION = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*\([A-Za-z0-9_,()\[\]]*\)")
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00")
+_FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _ASSET = re.compile(r"native|erc20:(0x[0-9a-fA-F]{40})")
 _OF_ACCOUNT = {"destinations", "selectors", "contract_creation", "hours", "assets"}
 
@@ -41,7 +54,7 @@ def parse_policy(document: bytes) -> Policy:
     Raises:
         WalletError: INVALID_REQUEST; `field` is the path of what breaks its rule, unknown fields included.
     """
-    root = _object(_load(document), "policy", {"version", "name", "rules", "accounts"})
+    root = _object(_load(document), "policy", {"version", "name", "rules", "accounts", "changes"})
     for name in ("version", "name", "rules"):
         if name not in root:
             refuse(f"policy.{name}", "is present")
@@ -49,7 +62,10 @@ def parse_policy(document: bytes) -> Policy:
     chains = _object(rules.get("chains", {}), "rules.chains", {"allow"})
     limits = _object(rules.get("limits", {}), "rules.limits", {"per_transfer_wei", "per_chain_wei", "fee_wei"})
     # What has to be there in general, so that it is said of every account.
-    general = {"destinations": {}, "selectors": {}, "contract_creation": "deny"} | rules
+    general = _rules({"destinations": {}, "selectors": {}, "contract_creation": "deny"} | rules, "rules.", "", None)
+    accounts = _accounts(root.get("accounts", {}))
+    changes = _object(root.get("changes", {}), "changes", {"approvers"})
+    change_approvers = _approvers(changes, "changes", CHANGE_APPROVALS)
     return Policy(
         version=_whole(root["version"], "policy.version", 1, MAX_VERSION),
         name=_name(root["name"], "policy.name"),
@@ -61,9 +77,17 @@ def parse_policy(document: bytes) -> Policy:
             limits.get("per_chain_wei", {}), "rules.limits.per_chain_wei", _read(parse_chain_id), _read(parse_wei)
         ),
         fee_wei=_amount(limits, "fee_wei", "rules.limits") if "fee_wei" in limits else None,
-        general=_rules(general, "rules.", "", None),
-        accounts=_accounts(root.get("accounts", {})),
+        general=general,
+        accounts=accounts,
+        change_approvers=change_approvers,
+        approver_keys=_keys([general, *accounts.values()], change_approvers),
     )
+
+
+def _keys(everything: Iterable[Rules], change_approvers: Iterable[Approver]) -> dict[str, str]:
+    rules = [rule.approval for one in everything for rule in (one.assets or {}).values() if rule.approval is not None]
+    approvers = [*change_approvers, *(one for rule in rules for one in rule.approvers)]
+    return {one.name: one.key for one in approvers if one.key is not None}
 
 
 def _accounts(value: Any) -> dict[tuple[int, Address], Rules]:
@@ -152,13 +176,30 @@ def _approval(value: Any, path: str) -> ApprovalRule:
         if field not in rule:
             refuse(f"{path}.{field}", "is present")
     count = _whole(rule["count"], f"{path}.count", 1, MAX_APPROVALS)
-    approvers = _some(rule["approvers"], f"{path}.approvers", _name) if "approvers" in rule else []
-    if len(set(approvers)) != len(approvers) or len(approvers) > MAX_APPROVERS:
-        refuse(f"{path}.approvers", f"has at most {MAX_APPROVERS} names, each once")
-    if approvers and len(approvers) < count:
-        refuse(f"{path}.approvers", f"has the {count} names that `count` asks for")
+    approvers = _approvers(rule, path, count)
     valid_s = _whole(rule["valid_s"], f"{path}.valid_s", 1, MAX_VALID_S)
-    return ApprovalRule(_amount(rule, "above", path), count, valid_s, tuple(sorted(approvers)))
+    return ApprovalRule(_amount(rule, "above", path), count, valid_s, approvers)
+
+
+def _approvers(section: dict[str, Any], path: str, count: int) -> tuple[Approver, ...]:
+    if "approvers" not in section:
+        return ()
+    approvers = _some(section["approvers"], f"{path}.approvers", _approver)
+    if len({one.name for one in approvers}) != len(approvers) or len(approvers) > MAX_APPROVERS:
+        refuse(f"{path}.approvers", f"has at most {MAX_APPROVERS} names, each once")
+    if len(approvers) < count:
+        refuse(f"{path}.approvers", f"has the {count} names that are asked for")
+    return tuple(sorted(approvers, key=lambda one: one.name))
+
+
+def _approver(value: Any, path: str) -> Approver:
+    """A name, or a name with the fingerprint of the key that signs in it."""
+    if type(value) is not dict:
+        return Approver(_name(value, path))
+    approver = _whole_object(value, path, {"name", "key"})
+    if type(approver["key"]) is not str or not _FINGERPRINT.fullmatch(approver["key"]):
+        refuse(f"{path}.key", "is a client key's fingerprint, sha256: and 64 hex digits")
+    return Approver(_name(approver["name"], f"{path}.name"), approver["key"])
 
 
 def _hours(value: Any, path: str) -> Hours:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -36,6 +37,11 @@ class PolicyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def clock(self) -> datetime:
+        """The database's."""
+        now: datetime = await self._database.value("SELECT now()")
+        return now
+
     async def version(self) -> int | None:
         """The number in force; None where there is none yet."""
         version: int | None = await self._database.value("SELECT max(version) FROM signer.policy_versions")
@@ -47,18 +53,18 @@ class PolicyStore:
 
     async def seed(self, row: PolicyRow) -> PolicyRow:
         """Store the first version where there is none; what is in force now."""
-        return await in_transaction(self._database, lambda connection: _enter(connection, row, seeding=True))
+        return await in_transaction(self._database, lambda connection: _enter(connection, row, None))
 
-    async def supersede(self, row: PolicyRow) -> PolicyRow:
-        """Store a version above the one in force; what is in force now, which is another where that is not below."""
-        return await in_transaction(self._database, lambda connection: _enter(connection, row, seeding=False))
+    async def supersede(self, row: PolicyRow, version: int) -> PolicyRow:
+        """Store a version that `version` has judged, where that one is in force still; what is in force now."""
+        return await in_transaction(self._database, lambda connection: _enter(connection, row, version))
 
 
-async def _enter(connection: AsyncConnection, row: PolicyRow, seeding: bool) -> PolicyRow:
+async def _enter(connection: AsyncConnection, row: PolicyRow, version: int | None) -> PolicyRow:
     await rows(connection, _LOCK)
     found = await rows(connection, _IN_FORCE)
     in_force = PolicyRow(*found[0]) if found else None
-    if in_force is not None and (seeding or in_force.version >= row.version):
+    if in_force is not None and in_force.version != version:
         return in_force
     await connection.exec_driver_sql(_INSERT, tuple(row))
     return row

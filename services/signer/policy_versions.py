@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -20,10 +19,10 @@ from services.runtime.telemetry import current_ids, new_traceparent
 from services.signer.approvals import ApprovalLog, Quorum, check_quorum
 from services.signer.contradictions import check_contradictions
 from services.signer.policy import Policy
-from services.signer.policy_document import parse_policy
+from services.signer.policy_document import CHANGE_APPROVALS, parse_policy
 from services.signer.policy_store import PolicyRow, PolicyStore
+from services.signer.rules import names_of
 
-POLICY_APPROVALS = 2
 _log = logging.getLogger(__name__)
 
 
@@ -104,23 +103,23 @@ class PolicyVersions:
         """
         policy = self.check_document(document)
         await self.refresh()
-        in_force = await self.policy()
-        if policy.sha256 != in_force.sha256:
+        # Ends: whatever comes in between has a higher number, and ours is above it or refused.
+        while policy.sha256 != (in_force := await self.policy()).sha256:
             _check_version(policy, in_force.version)
-            leaf_hashes = await self._check_approvals(policy)
+            leaf_hashes = await self._check_approvals(policy, in_force)
             body = _body(policy) | {"approvals": [to_hex(one) for one in leaf_hashes]}
             row = PolicyRow(policy.version, policy.sha256, policy.document, traceparent, canonical_json(body))
-            stored = await self._store.supersede(row)
-            if stored.sha256 != policy.sha256:
-                _check_version(policy, stored.version)
+            await self._store.supersede(row, in_force.version)
             await self.refresh()
         return await self.entered_policy()
 
-    async def _check_approvals(self, policy: Policy) -> list[bytes]:
+    async def _check_approvals(self, policy: Policy, in_force: Policy) -> list[bytes]:
+        """Who may approve, and by which key, the policy says that is to be replaced."""
         approvals = await self._approvals.read(f"policy:{policy.sha256.hex()[:32]}:approval")
         proposers = frozenset(one.proposer for one in approvals)
-        quorum = Quorum(POLICY_APPROVALS, None, (), proposers)
-        return check_quorum(approvals, quorum, "", policy.sha256, datetime.now(UTC))
+        approvers = names_of(in_force.change_approvers)
+        quorum = Quorum(CHANGE_APPROVALS, None, approvers, proposers, in_force.approver_keys)
+        return check_quorum(approvals, quorum, "", policy.sha256, await self._store.clock())
 
     async def _load(self) -> _InForce:
         async with self._changing:

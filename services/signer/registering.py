@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 from services.core.errors import Reason, WalletError
 from services.core.terms import terms_sha256
 from services.core.transactions import decode_unsigned
+from services.runtime.attributes import ERROR_TYPE
 from services.signer.approvals import ApprovalLog, Quorum, check_quorum
 from services.signer.bodies import intent_body
 from services.signer.denials import Denials, Denied, policy_denied, rule_text
 from services.signer.item import Item, take_rows
 from services.signer.leaves import Leaf, Leaves
+from services.signer.metrics import key_load_failures
 from services.signer.policy import Decision, Policy, Terms
 from services.signer.policy_versions import PolicyVersions
 from services.signer.replacement_store import ReplacementStore
@@ -77,20 +79,23 @@ class Registering:
         allowed = [item for item in items if item.decision.allowed]
         # The key is looked at before anything is entered: a transaction of an unknown key leaves no trace.
         await fetch_leaves(self._leaves, allowed)
-        await self._read_approvals([item for item in allowed if item.decision.approval is not None], clocks[0])
+        await self._read_approvals([item for item in allowed if item.decision.approval is not None], policy)
 
-    async def _read_approvals(self, items: Sequence[Item], now: datetime) -> None:
+    async def _read_approvals(self, items: Sequence[Item], policy: Policy) -> None:
         if items:
             turn = asyncio.Semaphore(_READS)
-            await asyncio.gather(*(self._read_approval(item, now, turn) for item in items))
+            # The clock by which they were given, whatever this machine's says.
+            now = await self._store.clock()
+            await asyncio.gather(*(self._read_approval(item, policy, now, turn) for item in items))
 
-    async def _read_approval(self, item: Item, now: datetime, turn: asyncio.Semaphore) -> None:
+    async def _read_approval(self, item: Item, policy: Policy, now: datetime, turn: asyncio.Semaphore) -> None:
         rule, tx = item.decision.approval, item.intended.tx
         assert rule is not None
         async with turn:
             approvals = await self._approvals.read(f"{item.link_id}:approval")
         actor = item.request.requester.actor
-        quorum = Quorum(rule.needed, rule.valid_s, rule.approvers, frozenset() if actor is None else frozenset({actor}))
+        askers = frozenset() if actor is None else frozenset({actor})
+        quorum = Quorum(rule.needed, rule.valid_s, rule.names, askers, policy.approver_keys)
         terms = terms_sha256(tx.chain_id, item.request.from_address, tx.to, tx.value_wei, tx.data)
         try:
             item.approvals = tuple(check_quorum(approvals, quorum, item.link_id, terms, now))
@@ -143,6 +148,7 @@ class Registering:
         registered, holders = await self._store.find([(item.link_id, item.key) for item in items])
         denials = await self._store.find_denials([item.link_id for item in items])
         denied: list[Item] = []
+        outrun: list[Item] = []
         bumps: list[tuple[Item, Registered]] = []
         unexplained: list[Item] = []
         for item in items:
@@ -158,15 +164,20 @@ class Registering:
                 item.error = item.held_back
             elif item.link_id in denials:
                 item.error = policy_denied(denials[item.link_id].rule)
-            elif item.key in holders:
-                item.error = WalletError(Reason.NONCE_REGISTERED, Reason.NONCE_REGISTERED.meaning)
-            else:
+            elif item.key not in holders:
                 unexplained.append(item)
-        if bumps:
-            await self._enter_bumps(bumps, policy)
-        if denied and await self._policy_versions.changed_since(policy):
-            return unexplained + denied
+            elif item.request.supersedes is not None:
+                outrun.append(item)
+            else:
+                item.error = WalletError(Reason.NONCE_REGISTERED, Reason.NONCE_REGISTERED.meaning)
+        unentered = await self._enter_bumps(bumps, policy) if bumps else []
+        if (denied or outrun or unentered) and await self._policy_versions.changed_since(policy):
+            return unexplained + denied + outrun + unentered
         await self._record(denied, policy)
+        for item in outrun:
+            item.error = WalletError(Reason.NONCE_REGISTERED, Reason.NONCE_REGISTERED.meaning)
+        for item in unentered:
+            item.error = WalletError(Reason.NONCE_CONFLICT, Reason.NONCE_CONFLICT.meaning)
         return unexplained
 
     async def _record(self, denied: Sequence[Item], policy: Policy) -> None:
@@ -181,7 +192,8 @@ class Registering:
             elif outcome.reason is Reason.NONCE_CONFLICT:
                 item.error = outcome
 
-    async def _enter_bumps(self, bumps: Sequence[tuple[Item, Registered]], policy: Policy) -> None:
+    async def _enter_bumps(self, bumps: Sequence[tuple[Item, Registered]], policy: Policy) -> list[Item]:
+        """Those that are neither entered nor taken, nor dropped out."""
         await fetch_leaves(self._leaves, [item for item, _ in bumps if item.leaf is None and item.leaf_error is None])
         for item, last in bumps:
             assert last.unsigned_tx is not None
@@ -195,16 +207,15 @@ class Registering:
                 item.error = error
         new = [item for item, _ in bumps if item.error is None]
         if not new:
-            return
+            return []
         entered = await self._replacements.enter_bumps([_registration(item, policy) for item in new])
         late = [item for item in new if item.link_id not in entered]
         if not late:
-            return
-        # Another call was first, with the same transaction or another, or the link has been superseded since.
+            return []
+        # Another call was first, with the same transaction or another, the link has been superseded since, or the
+        # policy is no more in force.
         registered, _ = await self._store.find([(item.link_id, item.key) for item in late])
-        for item in late:
-            if take_rows(item, registered[item.link_id]) is not None:
-                item.error = WalletError(Reason.NONCE_CONFLICT, Reason.NONCE_CONFLICT.meaning)
+        return [item for item in late if take_rows(item, registered[item.link_id]) is not None]
 
 
 async def fetch_leaves(leaves: Leaves, items: Iterable[Item]) -> None:
@@ -234,6 +245,7 @@ async def _leaf(leaves: Leaves, key_id: str, version: int) -> Leaf | WalletError
     try:
         return await leaves.get(key_id, version)
     except WalletError as error:
+        key_load_failures.add(1, {ERROR_TYPE: error.reason.name})
         return error
 
 

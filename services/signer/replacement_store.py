@@ -1,7 +1,8 @@
 """Further rows of the register: fee bumps of a signed link, and the link that supersedes another.
 
 All of them take the lock of the first row of the link that they are about. So a bump comes before superseding and is
-marked with the rest of its link, or after it and finds the mark.
+marked with the rest of its link, or after it and finds the mark. As with first rows, what another policy than the one
+in force has judged is not entered: it is judged again.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ WHERE EXISTS (
     SELECT FROM signer.register r
     WHERE r.link_id = u.link_id AND r.attempt = u.attempt - 1 AND r.signature_body IS NOT NULL
 )
+    AND u.policy_version = (SELECT max(version) FROM signer.policy_versions)
 ON CONFLICT DO NOTHING
 RETURNING link_id
 """
@@ -49,11 +51,12 @@ INSERT INTO signer.register
     (link_id, attempt, chain_id, address, nonce, unsigned_tx, decision, policy_version, intent_body, supersedes)
 SELECT $1::text, 1, $2::bigint, $3::bytea, $4::bigint, $5::bytea, 'allow', $6::integer, $7::bytea, $8::text
 WHERE NOT EXISTS (SELECT FROM signer.denials d WHERE d.link_id = $1)
+    AND $6 = (SELECT max(version) FROM signer.policy_versions)
 ON CONFLICT DO NOTHING
 RETURNING link_id
 """
 
-# A superseding link that was voided leaves its mark to the next one.
+# A version before this one may have left the mark of a link that it voided.
 _MARK = "UPDATE signer.register SET superseded_by = $2 WHERE link_id = $1"
 
 
@@ -64,7 +67,8 @@ class ReplacementStore:
         self._database = database
 
     async def enter_bumps(self, bumps: Sequence[Registration]) -> set[str]:
-        """Enter further transactions of links whose last one is signed; the ids of those that were entered."""
+        """Enter further transactions of links whose last one is signed, if their policy is in force; the ids of those
+        that were entered."""
         ordered = sorted(bumps, key=lambda one: one.link_id)
         entered = await in_statement(
             self._database,
@@ -83,7 +87,7 @@ class ReplacementStore:
 
     async def supersede(self, registration: Registration) -> bool:
         """Enter a superseding link and mark the one that it supersedes, together. False if it is there, or another that
-        supersedes the same.
+        supersedes the same, or its policy is no more in force.
 
         Raises:
             WalletError: NONCE_REGISTERED if the nonce is not that of the link that it names, or not free where it names

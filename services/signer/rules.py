@@ -40,13 +40,24 @@ class Window(NamedTuple):
     limit: int
 
 
+class Approver(NamedTuple):
+    """Who may approve. With a key, only what that key has signed is this one's approval."""
+
+    name: str
+    key: str | None = None  # its fingerprint: sha256: and the hex SHA-256 of its DER
+
+
 class ApprovalRule(NamedTuple):
     """Amounts above `above` need `needed` approvers; an approval counts for `valid_s` seconds."""
 
     above: int
     needed: int
     valid_s: int
-    approvers: tuple[str, ...]  # names, in order; empty is every approver
+    approvers: tuple[Approver, ...]  # in the order of names; empty is every approver
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return names_of(self.approvers)
 
 
 class AssetRule(NamedTuple):
@@ -72,6 +83,10 @@ class Hours(NamedTuple):
 
 def is_open(hours: Iterable[Hours], at: datetime) -> bool:
     return any(span.contains(at) for span in hours)
+
+
+def names_of(approvers: Iterable[Approver]) -> tuple[str, ...]:
+    return tuple(one.name for one in approvers)
 
 
 class Lists(NamedTuple, Generic[T]):

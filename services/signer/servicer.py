@@ -19,8 +19,10 @@ from services.signer.bodies import ClientSignature, Requester
 from services.signer.checking import Check, CheckedTerms, Checking, Draft
 from services.signer.item import SignedTransaction, SigningRequest
 from services.signer.policy import Policy, Terms
+from services.signer.policy_document import CHANGE_APPROVALS
 from services.signer.policy_versions import PolicyVersions
 from services.signer.readiness import Readiness
+from services.signer.rules import names_of
 from services.signer.signing import Signing
 
 M = TypeVar("M")
@@ -106,6 +108,9 @@ def _policy(policy: Policy, ignored_file_sha256: bytes = b"") -> signer_pb2.Poli
         document=policy.document,
         ignored_file_sha256=ignored_file_sha256,
         accounts=policy.account_names(),
+        changes=signer_pb2.ApprovalRule(
+            count=CHANGE_APPROVALS, approvers=names_of(policy.change_approvers), keys=policy.approver_keys
+        ),
     )
 
 
@@ -118,7 +123,9 @@ def _decision(checked: CheckedTerms) -> signer_pb2.PolicyDecision:
         policy_sha256=checked.policy.sha256,
         evidence_index=checked.evidence_index,
         approval=(
-            signer_pb2.ApprovalRule(count=rule.needed, valid_s=rule.valid_s, approvers=rule.approvers)
+            signer_pb2.ApprovalRule(
+                count=rule.needed, valid_s=rule.valid_s, approvers=rule.names, keys=checked.policy.approver_keys
+            )
             if rule is not None
             else None
         ),

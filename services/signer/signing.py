@@ -30,6 +30,7 @@ from services.signer.denials import intent_entry_id
 from services.signer.frames import DigestToSign
 from services.signer.item import Item, SignedTransaction, SigningRequest, is_allowed_intent, is_same_success
 from services.signer.leaves import Leaf, Leaves
+from services.signer.metrics import count_signatures
 from services.signer.registering import Registering, fetch_leaves
 from services.signer.replacing import check_superseding
 from services.signer.store import FailedRow, NonceKey, SignedRow, Store
@@ -90,6 +91,7 @@ class Signing:
                 item.error = item.error or _as_wallet_error(error)
             raise
         finally:
+            count_signatures(items)
             for place, item in enumerate(items):
                 if item.span.is_recording():
                     describe_signature(item, place, self._account_ids)

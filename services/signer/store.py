@@ -8,12 +8,13 @@ from datetime import datetime
 from typing import NamedTuple, cast
 
 import asyncpg
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.core.addresses import Address
 from services.core.digests import Digest
 from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
-from services.signer.restarting import in_statement
+from services.signer.restarting import in_statement, in_transaction, rows
 
 
 class NonceKey(NamedTuple):
@@ -156,13 +157,40 @@ SELECT f.link_id, f.attempt, f.number, f.body FROM unnest($1::text[], $2::intege
 JOIN signer.failed_signatures f USING (link_id, attempt) ORDER BY f.link_id, f.number
 """
 
+# What is voided gives back what it counts: the lock of its purse comes first, as where it is counted.
+_PURSES = """
+SELECT v.asset FROM signer.register r JOIN signer.velocity v USING (chain_id, address, asset)
+WHERE r.attempt = 1 AND r.link_id IN (
+    $1, (SELECT s.supersedes FROM signer.register s WHERE s.link_id = $1 AND s.attempt = 1)
+)
+ORDER BY v.chain_id, v.address, v.asset FOR UPDATE OF v
+"""
+
+# Whose mark a link has that may be voided: that one's lock comes first, as where it is superseded.
+_SUPERSEDED = """
+SELECT r.link_id FROM signer.register r
+WHERE r.attempt = 1 AND r.link_id = (SELECT s.supersedes FROM signer.register s WHERE s.link_id = $1 AND s.attempt = 1)
+FOR UPDATE
+"""
+
 _VOID = """
 INSERT INTO signer.register AS r (link_id, attempt, voided_at, void_cause) VALUES ($1, 1, now(), $2)
 ON CONFLICT (link_id, attempt) DO UPDATE
 SET voided_at = coalesce(r.voided_at, excluded.voided_at), void_cause = coalesce(r.void_cause, excluded.void_cause),
     intent_body = NULL
 WHERE r.signature_body IS NULL AND r.superseded_by IS NULL
-RETURNING 1
+RETURNING r.supersedes
+"""
+
+# What was superseded before it was signed was promised to stay so: it is voided with the link that took its place.
+_GIVE_BACK = """
+UPDATE signer.register AS r
+SET superseded_by = NULL,
+    voided_at = CASE WHEN f.signature_body IS NULL THEN now() END,
+    void_cause = CASE WHEN f.signature_body IS NULL THEN $3 END,
+    intent_body = CASE WHEN f.signature_body IS NOT NULL THEN r.intent_body END
+FROM signer.register f
+WHERE r.link_id = $1 AND r.superseded_by = $2 AND f.link_id = r.link_id AND f.attempt = 1
 """
 
 _IS_SIGNED = "SELECT signature_body IS NOT NULL FROM signer.register WHERE link_id = $1 AND attempt = 1"
@@ -179,7 +207,7 @@ class Store:
         another link's: `find` tells."""
         # One order for all callers, so that they queue instead of deadlocking.
         ordered = sorted(registrations, key=lambda one: one.key)
-        rows = await self._rows(
+        found = await self._rows(
             _ENTER,
             [one.link_id for one in ordered],
             [one.key.chain_id for one in ordered],
@@ -189,13 +217,13 @@ class Store:
             [one.policy_version for one in ordered],
             [one.intent_body for one in ordered],
         )
-        return {row["link_id"] for row in rows}
+        return {row["link_id"] for row in found}
 
     async def find(
         self, wanted: Sequence[tuple[str, NonceKey]]
     ) -> tuple[dict[str, list[Registered]], dict[NonceKey, str]]:
         """The rows of these links, by attempt, and the other links that hold one of these nonces."""
-        rows = await self._rows(
+        found = await self._rows(
             _FIND,
             [link_id for link_id, _ in wanted],
             [key.chain_id for _, key in wanted],
@@ -205,14 +233,14 @@ class Store:
         link_ids = {link_id for link_id, _ in wanted}
         registered: dict[str, list[Registered]] = {}
         holders: dict[NonceKey, str] = {}
-        for link_id, attempt, chain_id, address, nonce, *rest in rows:
+        for link_id, attempt, chain_id, address, nonce, *rest in found:
             key = NonceKey(chain_id, Address(address), nonce) if address is not None else None
             if link_id in link_ids:
                 registered.setdefault(link_id, []).append(Registered(link_id, attempt, key, *rest))
             elif key is not None:
                 holders[key] = link_id
-        for found in registered.values():
-            found.sort(key=lambda row: row.attempt)
+        for of_link in registered.values():
+            of_link.sort(key=lambda row: row.attempt)
         return registered, holders
 
     async def deny(self, denials: Sequence[Denial]) -> dict[str, Denial]:
@@ -245,14 +273,14 @@ class Store:
         """Store signatures where a link has none and is not voided, and drop the intents, which the log has; the ids of
         those that were stored."""
         ordered = sorted(signed)
-        rows = await self._rows(
+        found = await self._rows(
             _SIGN,
             [one.link_id for one in ordered],
             [one.attempt for one in ordered],
             [one.intent_index for one in ordered],
             [one.signature_body for one in ordered],
         )
-        return {row["link_id"] for row in rows}
+        return {row["link_id"] for row in found}
 
     async def store_failures(self, failures: Sequence[tuple[str, int, bytes]]) -> None:
         """Add a failed signature's body to each attempt of a link."""
@@ -265,19 +293,19 @@ class Store:
         )
 
     async def find_failures(self, attempts: Sequence[tuple[str, int]]) -> list[FailedRow]:
-        rows = await self._rows(
+        found = await self._rows(
             _FIND_FAILED, [link_id for link_id, _ in attempts], [attempt for _, attempt in attempts]
         )
-        return [FailedRow(*row) for row in rows]
+        return [FailedRow(*row) for row in found]
 
     async def void(self, link_id: str, cause: str) -> None:
-        """Leave a tombstone, also where the link is unknown. One that is superseded is never signed without: its row
-        stays, so that its nonce is nobody else's.
+        """Leave a tombstone, also where the link is unknown. A superseding one gives the mark back in the same commit.
+        One that is superseded is never signed without: its row stays, so that its nonce is nobody else's.
 
         Raises:
             WalletError: ALREADY_SIGNED when a signature is stored.
         """
-        if not await self._rows(_VOID, link_id, cause):
+        if not await in_transaction(self._database, lambda connection: _void(connection, link_id, cause)):
             ((signed,),) = await self._rows(_IS_SIGNED, link_id)
             if signed:
                 raise WalletError(Reason.ALREADY_SIGNED, Reason.ALREADY_SIGNED.meaning)
@@ -292,3 +320,12 @@ class Store:
 
     async def _rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         return await in_statement(self._database, statement, *arguments)
+
+
+async def _void(connection: AsyncConnection, link_id: str, cause: str) -> bool:
+    await rows(connection, _PURSES, link_id)
+    await rows(connection, _SUPERSEDED, link_id)
+    voided = await rows(connection, _VOID, link_id, cause)
+    if voided and voided[0][0]:
+        await connection.exec_driver_sql(_GIVE_BACK, (voided[0][0], link_id, cause))
+    return bool(voided)

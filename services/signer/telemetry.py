@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -22,6 +23,10 @@ from services.signer.workers import TokenFailure, TokenOutcome
 SCOPE = InstrumentationScope("goldenlink.signer", "")
 SIGNATURE_SPAN = "signer.signature"
 TOKEN_SPAN = "token.sign"  # noqa: S105 - a span's name
+# Sampled whatever the caller's flag says: gateway's own floor is not relied on.
+SIGNATURE_ROOTS: Final = frozenset(
+    {"wallet.v1.Signer/SignTransaction", "wallet.v1.Signer/SignTransactions", SIGNATURE_SPAN, TOKEN_SPAN}
+)
 
 
 class SignatureSpans:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,29 +27,24 @@ class Outcome(NamedTuple):
     refused: dict[str, str]  # the rule, by link id
 
 
-# In one order for all callers, so that they queue instead of deadlocking. The time is the database's, and never earlier
-# than one that was counted by: a clock that is set back opens no window.
-_LOCK = """
-INSERT INTO signer.velocity AS v (chain_id, address, asset, latest_at)
-SELECT u.chain_id, u.address, u.asset, clock_timestamp()
-FROM unnest($1::bigint[], $2::bytea[], $3::text[]) AS u (chain_id, address, asset)
-ORDER BY u.chain_id, u.address, u.asset
-ON CONFLICT (chain_id, address, asset) DO UPDATE SET latest_at = greatest(v.latest_at, excluded.latest_at)
-RETURNING v.chain_id, v.address, v.asset, v.latest_at
+# Locks the purses, for as long as the transaction lasts, and answers what their windows hold: migration 0005.
+_SETTLE = """
+SELECT chain_id, address, asset, window_s, spent
+FROM signer.settle_velocity($1::bigint[], $2::bytea[], $3::text[], $4::integer[], $5)
 """
 
-# A window ends at the earlier of the two clocks: one that is ahead opens no window either.
-_SPENT = """
-SELECT u.chain_id, u.address, u.asset, u.window_s, s.amount
+# The same without a lock, and nothing is written.
+_FORESEE = """
+SELECT u.chain_id, u.address, u.asset, u.window_s, signer.velocity_since(
+    u.chain_id, u.address, u.asset, u.window_s,
+    least(greatest(v.latest_at, statement_timestamp()), $5) - u.window_s * interval '1 second'
+)
 FROM unnest($1::bigint[], $2::bytea[], $3::text[], $4::integer[])
     AS u (chain_id, address, asset, window_s)
-LEFT JOIN signer.velocity v USING (chain_id, address, asset)
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(r.amount), 0) AS amount FROM signer.register r
-    WHERE r.chain_id = u.chain_id AND r.address = u.address AND r.asset = u.asset
-        AND r.counted_at > least(greatest(v.latest_at, statement_timestamp()), $5) - u.window_s * interval '1 second'
-        AND r.counted_at IS NOT NULL AND r.voided_at IS NULL
-) s
+LEFT JOIN LATERAL (
+    SELECT latest_at FROM signer.velocity
+    WHERE chain_id = u.chain_id AND address = u.address AND asset = u.asset OFFSET 0
+) v ON true
 """
 
 # As store's _ENTER, with what it counts.
@@ -89,16 +84,13 @@ class VelocityStore:
         been decided."""
         decided = await self._database.rows(_REGISTERED, [one.link_id for one in candidates])
         new = [one for one in candidates if one.link_id not in {row["link_id"] for row in decided}]
-        return admit(new, await in_transaction(self._database, lambda connection: _spent(connection, new, now)))
+        return admit(new, _read_spent(await self._database.rows(_FORESEE, *_windows(new), now)))
 
 
 async def _enter(connection: AsyncConnection, counted: Sequence[Counted], now: datetime) -> Outcome:
     registrations = {one.candidate.link_id: one.registration for one in counted}
     waiting = [one.candidate for one in counted]
-    purses = sorted({one.purse for one in waiting})
-    await rows(connection, _LOCK, *_columns(purses))
-    # A statement of its own: it sees what was committed before the lock was ours.
-    spent = await _spent(connection, waiting, now)
+    spent = _read_spent(await rows(connection, _SETTLE, *_windows(waiting), now))
     entered: set[str] = set()
     refused: dict[str, str] = {}
     while waiting:
@@ -114,11 +106,18 @@ async def _enter(connection: AsyncConnection, counted: Sequence[Counted], now: d
     return Outcome(entered, refused)
 
 
-async def _spent(connection: AsyncConnection, candidates: Sequence[Candidate], now: datetime) -> Spent:
+def _windows(candidates: Sequence[Candidate]) -> tuple[list[int], list[bytes], list[str], list[int]]:
+    """The columns of all windows that count any of these."""
     wanted = sorted({(one.purse, window.window_s) for one in candidates for window in one.counted.windows})
-    found = await rows(
-        connection, _SPENT, *_columns([purse for purse, _ in wanted]), [window_s for _, window_s in wanted], now
+    return (
+        [purse.chain_id for purse, _ in wanted],
+        [purse.address for purse, _ in wanted],
+        [purse.asset_name for purse, _ in wanted],
+        [window_s for _, window_s in wanted],
     )
+
+
+def _read_spent(found: Sequence[Any]) -> Spent:
     return {
         (Purse(chain_id, address, asset), window_s): int(amount) for chain_id, address, asset, window_s, amount in found
     }
@@ -142,11 +141,3 @@ async def _insert(connection: AsyncConnection, admitted: Sequence[tuple[Registra
         [Decimal(candidate.counted.amount) for _, candidate in ordered],
     )
     return {link_id for (link_id,) in entered}
-
-
-def _columns(purses: Sequence[Purse]) -> tuple[list[int], list[bytes], list[str]]:
-    return (
-        [purse.chain_id for purse in purses],
-        [purse.address for purse in purses],
-        [purse.asset_name for purse in purses],
-    )

@@ -18,6 +18,8 @@ from typing import NamedTuple, cast
 
 from services.core.errors import Reason, WalletError
 from services.runtime import fault_points
+from services.runtime.metric_names import WALLET_TOKEN_TIMEOUTS, WALLET_TOKEN_WORKER_ENDS
+from services.runtime.metrics import counter
 from services.runtime.settings import SERVICES_DIR
 from services.runtime.token import ErrorOrigin, TokenIdentity
 from services.signer.frames import (
@@ -33,6 +35,8 @@ from services.signer.frames import (
 from services.signer.settings import PoolSettings
 
 _log = logging.getLogger(__name__)
+_timeouts = counter(WALLET_TOKEN_TIMEOUTS)
+_ends = counter(WALLET_TOKEN_WORKER_ENDS)
 
 WORKER_COMMAND = (sys.executable, "-m", "services.signer.token_worker")
 
@@ -247,6 +251,7 @@ class TokenWorker:
 
     def _time_out(self) -> None:
         self._timed_out = True
+        _timeouts.add(1)
         _log.warning("a token call took too long; its child is killed", extra={"child": self.pid})
         self._kill()
 
@@ -372,6 +377,7 @@ class TokenPool:
                 if worker in self._workers:
                     self._workers.remove(worker)
                 await worker.stop()
+            _ends.add(1)
             _log.warning("a signing child ended", extra={"child": worker.pid})
             self._refusal = _unavailable("the signing child ended", ErrorOrigin.DRIVER)
 

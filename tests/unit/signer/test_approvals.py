@@ -13,7 +13,9 @@ from protos.wallet.v1 import evidence_pb2
 from services.core.canonical import canonical_json, format_time, to_hex
 from services.core.entries import Kind, Leaf, body_commitment, leaf_hash
 from services.core.errors import Reason, WalletError
+from services.core.signed_requests import SignedRequest
 from services.signer.approvals import Quorum, check_quorum, read_link
+from tests.fakes.approver import SigningApprover
 
 LINK = "t-1:approval"
 TERMS = b"\x07" * 32
@@ -138,3 +140,99 @@ def test_no_field_may_be_anything_else(field: str, value: Any) -> None:
 @given(st.binary(max_size=300))
 def test_no_bytes_are_an_approval_by_accident(data: bytes) -> None:
     assert decide(entry(body("ann")), entry(data)) is Reason.APPROVAL_REQUIRED
+
+
+# Approvers with a key
+
+BOB, EVE = SigningApprover(), SigningApprover()
+KEYED = QUORUM._replace(keys={"bob": BOB.fingerprint})
+GOOD = BOB.approval("t-1", to_hex(TERMS))
+
+
+def created(ago: timedelta, **parameters: int) -> SignedRequest:
+    content = GOOD.content
+    times = {"created": int((NOW - ago).timestamp()), **parameters}
+    return BOB.request("/v1/transfers/t-1:approve", content, parameters=times)
+
+
+def signed(request: SignedRequest | None, **changes: Any) -> evidence_pb2.LinkEntry:
+    own = {} if request is None else {"client_signature": request.document()}
+    return entry(body("bob", **own) | changes)
+
+
+def test_with_a_key_only_what_it_has_signed_counts() -> None:
+    ann = entry(body("ann"))
+    assert decide(ann, signed(GOOD), quorum=KEYED) == [leaf_hash(ann.leaf), leaf_hash(signed(GOOD).leaf)]
+    # Signed by somebody without a key in the policy it counts as ever.
+    assert decide(entry(body("ann", client_signature=EVE.request("/x").document())), signed(GOOD), quorum=KEYED)
+
+
+@pytest.mark.parametrize(
+    "invented",
+    [
+        signed(None),
+        signed(EVE.approval("t-1", to_hex(TERMS))),
+        signed(BOB.approval("t-2", to_hex(TERMS))),
+        signed(BOB.approval("t-1", to_hex(bytes(32)))),
+        signed(BOB.request("/v1/transfers/t-1:reject", GOOD.content)),
+        signed(BOB.request("/v1/transfers/t-1:approve")),
+        signed(BOB.request("/v1/transfers:batch", GOOD.content)),
+        signed(BOB.policy_approval(to_hex(TERMS))),
+        signed(GOOD._replace(signature=bytes(64))),
+        signed(None, client_signature="signed, believe me"),
+        signed(None, client_signature=GOOD.document() | {"key_fingerprint": EVE.fingerprint}),
+        signed(
+            None, client_signature=GOOD.document() | {"public_key": EVE.approval("t-1", "").document()["public_key"]}
+        ),
+    ],
+)
+def test_an_approval_that_gateway_invented_is_none(invented: evidence_pb2.LinkEntry) -> None:
+    with pytest.raises(WalletError) as refused:
+        check_quorum(read_link(LINK, [entry(body("ann")), invented]), KEYED, "t-1", TERMS, NOW)
+    assert refused.value.reason is Reason.APPROVAL_REQUIRED
+    details = refused.value.details
+    assert (details["needed"], details["given"], details["unproven"]) == (2, 1, 1)
+    assert str(details["rule"]).startswith("the approver's signature ")
+
+
+def test_an_approval_is_as_old_as_its_signature() -> None:
+    ann = entry(body("ann"))
+    assert decide(ann, signed(created(HOUR - timedelta(seconds=1))), quorum=KEYED) != Reason.APPROVAL_EXPIRED
+    # Held back by gateway and entered now.
+    assert decide(ann, signed(created(HOUR)), quorum=KEYED) is Reason.APPROVAL_EXPIRED
+    over = created(timedelta(minutes=5), expires=int(NOW.timestamp()))
+    assert decide(ann, signed(over), quorum=KEYED) is Reason.APPROVAL_EXPIRED
+    # A signature of the future does not make it last.
+    late = signed(created(-timedelta(days=1)))
+    assert decide(ann, late, now=NOW + HOUR, quorum=KEYED) is Reason.APPROVAL_EXPIRED
+
+
+def test_a_rejection_is_one_without_a_signature_too() -> None:
+    for rejection in (signed(None, decision="reject"), signed(GOOD, decision="reject")):
+        assert decide(entry(body("ann")), entry(body("cid")), rejection, quorum=KEYED) is Reason.APPROVAL_REJECTED
+
+
+def test_a_policy_is_approved_by_its_own_hash() -> None:
+    digest = b"\x09" * 32
+    link_id = f"policy:{digest.hex()[:32]}:approval"
+    quorum = Quorum(1, None, (), frozenset({"paul"}), {"bob": BOB.fingerprint})
+
+    def outcome(request: SignedRequest) -> list[bytes] | Reason:
+        content = body("bob", policy_sha256=to_hex(digest), proposer="paul", client_signature=request.document())
+        del content["transfer_id"], content["terms_sha256"]
+        one = entry(content, link_id=link_id)
+        try:
+            return check_quorum(read_link(link_id, [one]), quorum, "", digest, NOW)
+        except WalletError as refusal:
+            return refusal.reason
+
+    for name in (digest.hex(), to_hex(digest)):
+        assert isinstance(outcome(BOB.policy_approval(name)), list)
+    for wrong in (
+        BOB.policy_approval(to_hex(bytes(32))),
+        BOB.request(f"/v1/policies/{to_hex(digest)}:reject"),
+        BOB.request("/v1/policies", b"{}"),
+        BOB.approval("t-1", to_hex(digest)),
+        EVE.policy_approval(to_hex(digest)),
+    ):
+        assert outcome(wrong) is Reason.APPROVAL_REQUIRED

@@ -14,7 +14,7 @@ from services.core.errors import Reason, WalletError
 from services.signer.contradictions import check_contradictions
 from services.signer.policy import Decision, Policy, Terms
 from services.signer.policy_document import parse_policy
-from services.signer.rules import Asset, Window
+from services.signer.rules import Asset, Window, names_of
 from services.signer.token_calls import read_token_call
 from tests.unit.signer.policies import (
     CLERK,
@@ -32,6 +32,9 @@ from tests.unit.signer.policies import (
 )
 
 POLICY = policy()
+APPROVERS = f"rules.assets.eip155:1/erc20:0x{TOKEN.hex()}.approvals.approvers"
+KEY = "sha256:" + "5f" * 32
+KEYED_BOB = f"{{name: bob, key: {KEY}}}"
 TOKEN_PATH = f"assets.eip155:1/erc20:0x{TOKEN.hex()}"
 OWN_PATH = f"accounts.eip155:1:0x{TREASURY.hex()}"
 
@@ -64,7 +67,7 @@ def test_a_token_call_counts_as_the_amount_that_it_moves(data: bytes) -> None:
     assert (decision.counted.asset, decision.counted.amount) == (Asset(1, TOKEN), 600)
     assert decision.counted.windows == (Window(3600, 1500),)
     assert decision.approval is not None
-    assert (decision.approval.needed, decision.approval.approvers) == (2, ("ann", "bob", "cid"))
+    assert (decision.approval.needed, decision.approval.names) == (2, ("ann", "bob", "cid"))
     assert f"{TOKEN_PATH}.approvals: 2 above 500" in decision.rules
     assert f"{TOKEN_PATH}.velocity: at most 1500 in 3600 s" in decision.rules
     too_much = decide(token(data[:-32] + (1001).to_bytes(32, "big")))
@@ -221,6 +224,13 @@ def test_the_fee_has_a_cap_once_it_is_known() -> None:
         (("count: 2", "count: 4"), f"rules.assets.eip155:1/erc20:0x{TOKEN.hex()}.approvals.approvers"),
         (("count: 2", "count: 0"), f"rules.assets.eip155:1/erc20:0x{TOKEN.hex()}.approvals.count"),
         (("[ann, bob, cid]", "[ann, ann]"), f"rules.assets.eip155:1/erc20:0x{TOKEN.hex()}.approvals.approvers"),
+        (("[ann, bob, cid]", f"[ann, {{name: ann, key: {KEY}}}]"), APPROVERS),
+        (("[ann, bob, cid]", "[ann, {name: bob}]"), f"{APPROVERS}[1].key"),
+        (("[ann, bob, cid]", f"[ann, {{key: {KEY}}}]"), f"{APPROVERS}[1].name"),
+        (("[ann, bob, cid]", f"[ann, {{name: bob, key: {KEY[:-1]}}}]"), f"{APPROVERS}[1].key"),
+        (("[ann, bob, cid]", f"[ann, {{name: bob, key: {KEY}, role: x}}]"), f"{APPROVERS}[1].role"),
+        (("name: everything", "name: everything\nchanges: {approvers: [ann]}"), "changes.approvers"),
+        (("name: everything", "name: everything\nchanges: {count: 1}"), "changes.count"),
         (("[ann, bob, cid]", "[]"), f"rules.assets.eip155:1/erc20:0x{TOKEN.hex()}.approvals.approvers"),
         (('from: "08:00"', 'from: "19:00"'), f"{OWN_PATH}.hours[0].to"),
         (('from: "08:00"', 'from: "8:00"'), f"{OWN_PATH}.hours[0].from"),
@@ -269,6 +279,7 @@ def test_one_account_or_asset_is_named_once_however_it_is_written() -> None:
         (('limit: "200"', 'limit: "79"'), "rules.assets.eip155:1/native.velocity"),
         (("window_s: 86400", "window_s: 3600"), "rules.assets.eip155:1/native.velocity"),
         (('above: "500"', 'above: "1000"'), f"rules.assets.eip155:1/erc20:0x{TOKEN.hex()}.approvals.above"),
+        (("[ann, bob, cid]", f"[ann, {KEYED_BOB}, {{name: cid, key: {KEY}}}]"), APPROVERS),
         (('deny: ["0x33', f'deny: ["0x{TOKEN.hex()}", "0x33'), f"rules.assets.eip155:1/erc20:0x{TOKEN.hex()}"),
     ],
 )
@@ -278,6 +289,21 @@ def test_a_document_that_contradicts_itself_is_named_by_path(change: tuple[str, 
         check_contradictions(policy(change))
     assert refusal.value.reason is Reason.INVALID_REQUEST
     assert refusal.value.details["field"] == field
+
+
+def test_a_name_has_one_key_wherever_the_document_says_it() -> None:
+    keyed = ("[ann, bob, cid]", f"[ann, {KEYED_BOB}, cid]")
+    read = policy(keyed)
+    check_contradictions(read)
+    assert read.approver_keys == {"bob": KEY}
+    changes = "name: everything\nchanges: {approvers: [ann, %s]}"
+    plain = policy(keyed, ("name: everything", changes % "bob"))
+    check_contradictions(plain)
+    assert (names_of(plain.change_approvers), plain.approver_keys) == (("ann", "bob"), {"bob": KEY})
+    for other in (f"{{name: bob, key: {KEY[:-1]}0}}", f"{{name: cid, key: {KEY}}}"):
+        with pytest.raises(WalletError) as refusal:
+            check_contradictions(policy(keyed, ("name: everything", changes % other)))
+        assert refusal.value.reason is Reason.INVALID_REQUEST
 
 
 def test_a_policy_names_its_accounts() -> None:
