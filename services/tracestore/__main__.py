@@ -3,36 +3,51 @@
 import asyncio
 import sys
 
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
-
+from protos.jaeger.storage.v2 import dependency_storage_pb2_grpc
 from protos.wallet.v1 import tracestore_pb2_grpc
 from services.runtime.db import Database
+from services.runtime.metric_names import WALLET_TRACESTORE_QUEUE_DEPTH
+from services.runtime.metrics import observe
 from services.runtime.migrations import migrate
 from services.runtime.server import GrpcServer, run_service, wait_for_stop
 from services.runtime.settings import DatabaseSettings
 from services.runtime.telemetry import stop_telemetry
-from services.tracestore.servicer import TraceServicer, TraceStoreServicer
+from services.tracestore.days import Days
+from services.tracestore.hot import HotStore
+from services.tracestore.jaeger_servicer import DEPENDENCY_READER, TRACE_READER, DependencyServicer, TraceReader
+from services.tracestore.search import Search
+from services.tracestore.servicer import LOGS_SERVICE, TRACE_SERVICE, ExportServicer, TraceStoreServicer
 from services.tracestore.settings import TraceStoreSettings
-from services.tracestore.store import SpanStore
-from services.tracestore.writer import SpanWriter
+from services.tracestore.store import Store
+from services.tracestore.writer import BatchWriter
 
 SERVICE = "tracestore"
-SERVICE_NAMES = ["wallet.v1.TraceStore", "opentelemetry.proto.collector.trace.v1.TraceService"]
+SERVICE_NAMES = ["wallet.v1.TraceStore", TRACE_SERVICE, LOGS_SERVICE, TRACE_READER, DEPENDENCY_READER]
 
 
 async def serve(settings: TraceStoreSettings) -> None:
     database = Database(settings)
-    store = SpanStore(database)
+    days, hot = Days(database), HotStore(database)
+    store = Store(database, days)
+    limits = settings.max_queued_spans, settings.max_queued_bytes
+    keeping = asyncio.create_task(days.keep())
     try:
-        async with SpanWriter(store.insert, settings.max_queued_spans, settings.max_queued_bytes) as writer:
+        async with BatchWriter(store.insert_spans, *limits) as spans, BatchWriter(store.insert_logs, *limits) as logs:
+            observe(WALLET_TRACESTORE_QUEUE_DEPTH, lambda: [(spans.waiting_rows, None)])
             server = GrpcServer(SERVICE, settings, SERVICE_NAMES)
-            trace_service_pb2_grpc.add_TraceServiceServicer_to_server(TraceServicer(writer), server.grpc)  # type: ignore[no-untyped-call]
-            tracestore_pb2_grpc.add_TraceStoreServicer_to_server(TraceStoreServicer(store), server.grpc)
+            server.grpc.add_generic_rpc_handlers(
+                [*ExportServicer(spans, logs).handlers(), TraceReader(hot, Search(hot)).handler()]
+            )
+            tracestore_pb2_grpc.add_TraceStoreServicer_to_server(TraceStoreServicer(hot), server.grpc)
+            dependency_storage_pb2_grpc.add_DependencyReaderServicer_to_server(
+                DependencyServicer(database), server.grpc
+            )
             async with server:
-                await wait_for_stop()
+                await wait_for_stop(keeping)
                 # Our own spans come here too: they are sent while there is still somebody to take them.
                 await asyncio.to_thread(stop_telemetry)
     finally:
+        keeping.cancel()
         await database.close()
 
 

@@ -1,67 +1,130 @@
-"""The tables of tracestore: `spans`, and the `scopes` (resource and instrumentation scope) that they share."""
+"""What comes in, into the tables: spans, log records, and the heads (resource and scope) that they share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from itertools import islice
 
-from sqlalchemy import text
+import asyncpg
 
+from services.core.errors import Reason, WalletError
 from services.runtime.db import Database
+from services.tracestore.days import Days
+from services.tracestore.logs import LogBatch, LogRow
 from services.tracestore.spans import SpanBatch, SpanRow
 
-_INSERT_SCOPES = text(
-    "INSERT INTO tracestore.scopes (sha256, scope)"
-    " SELECT * FROM unnest(CAST(:sha256 AS bytea[]), CAST(:scope AS bytea[])) ON CONFLICT DO NOTHING"
+_INSERT_HEADS = (
+    "INSERT INTO tracestore.scopes (sha256, scope) SELECT * FROM unnest($1::bytea[], $2::bytea[])"
+    " ON CONFLICT DO NOTHING"
 )
-_INSERT_SPANS = text(
-    "INSERT INTO tracestore.spans (trace_id, span_id, sha256, start_ns, service, name, scope_sha256, span)"
-    " SELECT * FROM unnest(CAST(:trace_id AS bytea[]), CAST(:span_id AS bytea[]), CAST(:sha256 AS bytea[]),"
-    " CAST(:start_ns AS bigint[]), CAST(:service AS text[]), CAST(:name AS text[]),"
-    " CAST(:scope_sha256 AS bytea[]), CAST(:span AS bytea[])) ON CONFLICT DO NOTHING"
+_INSERT_OPERATIONS = (
+    "INSERT INTO tracestore.operations (seen_on, service, name, kind)"
+    " SELECT $1, * FROM unnest($2::text[], $3::text[], $4::smallint[]) ON CONFLICT DO NOTHING"
 )
-_SELECT_TRACE = text(
-    "SELECT scope, span FROM tracestore.spans JOIN tracestore.scopes ON scopes.sha256 = spans.scope_sha256"
-    " WHERE trace_id = :trace_id ORDER BY start_ns, span_id, spans.sha256"
+_INSERT_SPANS = (
+    "INSERT INTO tracestore.spans (trace_id, start_ns, span_id, sha256, parent_span_id, duration_ns, service, name,"
+    " kind, status, tokens, scope_sha256, span)"
+    " SELECT trace_id, start_ns, span_id, sha256, parent_span_id, duration_ns, service, name, kind, status,"
+    " tokens::integer[], scope_sha256, span FROM unnest($1::tracestore.incoming_span[]) ON CONFLICT DO NOTHING"
 )
-_MAX_KNOWN_SCOPES = 10_000
+_INSERT_LOGS = (
+    "INSERT INTO tracestore.logs (trace_id, time_ns, sha256, scope_sha256, span_id, severity, service, record)"
+    " SELECT * FROM unnest($1::tracestore.incoming_log[]) ON CONFLICT DO NOTHING"
+)
+_MAX_KNOWN_HEADS = 10_000
+# Of one service and of all, a day and process. The names of spans are whatever callers make them.
+_MAX_OPERATIONS, _MAX_OPERATIONS_OF_ALL = 1_000, 20_000
+
+Operation = tuple[str, str, int]
 
 
-class SpanStore:
-    def __init__(self, database: Database) -> None:
+class Store:
+    """Each insert is one statement. What a statement before it left behind without it, a head or the name of an
+    operation, harms nobody. Rows go in sorted: two replicas that insert the same ones cannot wait for each other."""
+
+    def __init__(self, database: Database, days: Days) -> None:
         self._database = database
-        # Scopes known to be committed: a process names the same few in every export.
-        self._known_scopes: set[bytes] = set()
+        self._days = days
+        # Known to be committed: a process names the same few in every export.
+        self._known_heads: set[bytes] = set()
+        self._operations = _KnownOperations()
 
-    async def insert(self, batches: Sequence[SpanBatch]) -> None:
-        """Store all batches in one transaction; what is stored already stays as it is.
+    async def insert_spans(self, batches: Sequence[SpanBatch]) -> None:
+        """Store all batches at once; what is stored already stays as it is.
 
         Raises:
             WalletError: DATABASE_UNAVAILABLE.
         """
-        # In one order everywhere: two replicas that insert the same spans cannot wait for each other.
         rows = sorted(row for batch in batches for row in batch.rows)
-        scopes = {sha256: scope for batch in batches for sha256, scope in batch.scopes.items()}
-        new_scopes = sorted(item for item in scopes.items() if item[0] not in self._known_scopes)
         if not rows:
             return
-        columns = dict(zip(SpanRow._fields, map(list, zip(*rows, strict=True)), strict=True))
-        async with self._database.begin() as connection:
-            if new_scopes:
-                await connection.execute(
-                    _INSERT_SCOPES,
-                    {"sha256": [sha256 for sha256, _ in new_scopes], "scope": [scope for _, scope in new_scopes]},
-                )
-            await connection.execute(_INSERT_SPANS, columns)
-        if len(self._known_scopes) + len(new_scopes) > _MAX_KNOWN_SCOPES:
-            self._known_scopes.clear()
-        self._known_scopes.update(sha256 for sha256, _ in new_scopes)
+        await self._insert_heads({sha256: head for batch in batches for sha256, head in batch.heads.items()})
+        await self._insert_operations({(row.service, row.name, row.kind) for row in rows})
+        await self._insert(_INSERT_SPANS, rows)
 
-    async def trace(self, trace_id: bytes) -> list[tuple[bytes, bytes]]:
-        """(scope, span) of every span of a trace, by start time; empty when there is none.
+    async def insert_logs(self, batches: Sequence[LogBatch]) -> None:
+        """Like `insert_spans`."""
+        rows = sorted(row for batch in batches for row in batch.rows)
+        if not rows:
+            return
+        await self._insert_heads({sha256: head for batch in batches for sha256, head in batch.heads.items()})
+        await self._insert(_INSERT_LOGS, rows)
 
-        Raises:
-            WalletError: DATABASE_UNAVAILABLE.
-        """
-        async with self._database.begin() as connection:
-            result = await connection.execute(_SELECT_TRACE, {"trace_id": trace_id})
-            return [(row.scope, row.span) for row in result]
+    async def _insert(self, statement: str, rows: Sequence[SpanRow] | Sequence[LogRow]) -> None:
+        try:
+            await self._database.rows(statement, rows)
+        except asyncpg.CheckViolationError:
+            # No partition for today: nobody made it in time.
+            await self._days.make()
+            try:
+                await self._database.rows(statement, rows)
+            except asyncpg.CheckViolationError as error:
+                raise WalletError(
+                    Reason.DATABASE_UNAVAILABLE, "the day of receipt has no place, or is sealed"
+                ) from error
+
+    async def _insert_heads(self, heads: dict[bytes, bytes]) -> None:
+        new = sorted(item for item in heads.items() if item[0] not in self._known_heads)
+        if not new:
+            return
+        await self._database.rows(_INSERT_HEADS, [sha256 for sha256, _ in new], [head for _, head in new])
+        if len(self._known_heads) + len(new) > _MAX_KNOWN_HEADS:
+            self._known_heads.clear()
+        self._known_heads.update(sha256 for sha256, _ in new)
+
+    async def _insert_operations(self, operations: set[Operation]) -> None:
+        today = datetime.now(UTC).date()
+        new = sorted(self._operations.new(today, operations))
+        if not new:
+            return
+        await self._database.rows(_INSERT_OPERATIONS, today, *map(list, zip(*new, strict=True)))
+        self._operations.add(new)
+
+
+class _KnownOperations:
+    """Those of one day, as many as are listed."""
+
+    def __init__(self) -> None:
+        self._day: date | None = None
+        self._known: set[Operation] = set()
+        self._of_service: dict[str, int] = {}
+
+    def new(self, day: date, operations: set[Operation]) -> list[Operation]:
+        if day != self._day:
+            self._day = day
+            self._known.clear()
+            self._of_service.clear()
+        new = []
+        of_service = dict(self._of_service)
+        for one in islice(operations - self._known, _MAX_OPERATIONS_OF_ALL - len(self._known)):
+            count = of_service.get(one[0], 0)
+            if count < _MAX_OPERATIONS:
+                of_service[one[0]] = count + 1
+                new.append(one)
+        return new
+
+    def add(self, operations: Sequence[Operation]) -> None:
+        self._known.update(operations)
+        for service, _, _ in operations:
+            self._of_service[service] = self._of_service.get(service, 0) + 1
