@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from services.broadcaster.inclusion_store import Height
 from services.broadcaster.views import View, agreed_number
-from services.runtime.nodes import ChainNodes
+from services.runtime.chain_nodes import ChainNodes
 
 _NONE = Height(-1, ())
 

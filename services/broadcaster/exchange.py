@@ -11,7 +11,7 @@ from services.broadcaster.refusals import SETTLED, Meaning, refusal
 from services.core.canonical import canonical_json, format_time, to_hex
 from services.core.grammar import accepts
 from services.runtime.json_rpc import Call, NotJsonRpc, answers_by_id, encode_batch, encode_call
-from services.runtime.nodes import HttpAnswer
+from services.runtime.node_answer import HttpAnswer
 
 # Twice that in hex, and the rest of the body, stay below 1 MiB. No answer to eth_sendRawTransaction is near it.
 MAX_ANSWER_BYTES = 256 * 1024

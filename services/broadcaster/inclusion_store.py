@@ -288,6 +288,24 @@ class InclusionStore:
                 {"tx_hashes": list(refused)},
             )
 
+    async def mark_late(self, tx_hashes: Sequence[bytes], at: datetime) -> int:
+        """The blocks of these are too old for the log; how many were not marked yet."""
+        async with self._transactions.begin() as connection:
+            await lock_events(connection)
+            marked = await connection.execute(
+                text(f"""
+                    WITH marked AS (
+                        UPDATE broadcaster.submissions SET stall = 'CHAIN_CLOCK'
+                        WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) AND state = 'SUBMITTED'
+                            AND block_number IS NOT NULL AND stall IS DISTINCT FROM 'CHAIN_CLOCK'
+                        RETURNING *
+                    )
+                    INSERT INTO broadcaster.events ({EVENT}) SELECT {SHOWN}, :at FROM marked ORDER BY id
+                """),  # noqa: S608
+                {"tx_hashes": list(tx_hashes), "at": at},
+            )
+            return marked.rowcount
+
     async def settle_inclusions(self, entered: Sequence[bytes], at: datetime) -> None:
         """The log has the pending inclusion of these transactions: show the new state. A final one needs no proof."""
         async with self._transactions.begin() as connection:
@@ -347,6 +365,7 @@ class InclusionStore:
                             + CASE WHEN state IN ('INCLUDED', 'SAFE') THEN 1 ELSE 0 END,
                         block_number = NULL, block_hash = NULL, receipt_status = NULL, fee_paid_wei = NULL,
                         proof = NULL, agreeing_nodes = NULL, inclusion_status = NULL,
+                        stall = nullif(stall, 'CHAIN_CLOCK'),
                         answered_nodes = '{}', silent_nodes = '{}', next_send_at = clock_timestamp(),
                         submitted_at = clock_timestamp(), earlier_attempts = attempts
                     WHERE id IN (

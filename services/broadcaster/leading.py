@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from services.broadcaster import telemetry
+from services.broadcaster.chain_clock import ChainClock
 from services.broadcaster.evidence_log import PatientLog
 from services.broadcaster.inclusion_store import InclusionStore
 from services.broadcaster.leader_transactions import LeaderTransactions
@@ -23,8 +24,9 @@ from services.broadcaster.waiting_store import WaitingStore
 from services.broadcaster.watching import Watcher
 from services.core.errors import Reason, WalletError
 from services.runtime import attributes
+from services.runtime.chain_nodes import ChainNodes
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.db import Database
-from services.runtime.nodes import ChainNodes
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class ChainLeader:
         self._store = store
         self._log = log
         self._chain = chain
+        self._clock = DatabaseClock(database)
         self._changed = changed
         self._sender: Sender | None = None
 
@@ -66,10 +69,13 @@ class ChainLeader:
                 if epoch is None:
                     await asyncio.sleep(lease_s / 10)
                     continue
+                telemetry.takeovers.add(1, {attributes.WALLET_CHAIN_ID: self._chain.chain_id})
                 _log.info("leading", extra={"chain_id": self._chain.chain_id, "epoch": epoch})
                 await self._lead(epoch)
             except* WalletError as group:
                 reasons = sorted({error.reason.name for error in _leaves(group)})
+                if epoch is not None:
+                    telemetry.lease_losses.add(1, {attributes.WALLET_CHAIN_ID: self._chain.chain_id})
                 _log.warning("no longer leading", extra={"chain_id": self._chain.chain_id, "reasons": reasons})
             except* Exception:
                 # A defect, on the record; work resumes from the rows.
@@ -85,12 +91,21 @@ class ChainLeader:
         transactions = LeaderTransactions(self._database, self._chain.chain_id, epoch)
         outbox = Outbox(transactions)
         waiting_store = WaitingStore(transactions)
+        behind_s = (await self._store.clocks_behind_s()).get(self._chain.chain_id, 0)
+        chain_clock = ChainClock(
+            self._chain,
+            self._clock,
+            behind_s,
+            lambda behind_s: self._store.note_clock(self._chain.chain_id, epoch, behind_s),
+        )
         watcher = Watcher(
             InclusionStore(transactions, outbox),
             waiting_store,
             outbox,
             self._log,
             self._chain,
+            self._clock,
+            chain_clock,
             interval_s=self._settings.watch_interval_s,
             safe_patience_s=self._settings.safe_patience_s,
             changed=self._changed,
@@ -105,6 +120,7 @@ class ChainLeader:
             self._log,
             self._chain,
             verdicts,
+            self._clock,
             resend_after_s=self._settings.resend_after_s,
             changed=self._changed,
             revisit=watcher.revisit,
@@ -115,12 +131,14 @@ class ChainLeader:
             self._chain,
             max_in_flight=self._settings.max_in_flight,
             is_behind=lambda: watcher.is_behind,
+            is_held=lambda: chain_clock.is_far_behind,
         )
         checker = WaitingChecker(
             waiting_store,
             self._chain,
             watcher,
             verdicts,
+            self._clock,
             stall_after_s=self._settings.stall_after_s,
             interval_s=self._settings.nonce_check_s,
             changed=self._changed,

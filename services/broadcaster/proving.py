@@ -7,14 +7,18 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from services.broadcaster import telemetry
 from services.broadcaster.agreement import AgreedBlock
 from services.broadcaster.inclusion import Inclusion, opaque_transactions, prove_inclusions
 from services.broadcaster.views import block_hash
 from services.core.canonical import to_hex
 from services.core.digests import keccak256
 from services.core.errors import Reason, WalletError
+from services.runtime import attributes
+from services.runtime.chain_nodes import ChainNodes
 from services.runtime.json_rpc import Call
-from services.runtime.nodes import ChainNodes, Node, quantity
+from services.runtime.node import Node
+from services.runtime.node_answer import quantity
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ async def prove(chain: ChainNodes, block: AgreedBlock, wanted: frozenset[bytes])
             if error.reason is not Reason.NODE_UNAVAILABLE:
                 raise
             failure = node.nonsense(error.message, **error.details)
+            telemetry.falsehoods.add(1, {attributes.WALLET_NODE_NAME: node.name})
             _log.warning("a node tells a block wrongly", extra={"node": node.name, "cause": str(error)})
     raise failure
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from services.broadcaster import telemetry
 from services.broadcaster.evidence_log import PatientLog
@@ -11,8 +11,8 @@ from services.broadcaster.outbox import NewOutboxRow, Outbox
 from services.broadcaster.proving import agreed_hash
 from services.core.canonical import canonical_json, to_hex
 from services.core.entries import Kind
+from services.runtime.chain_nodes import ChainNodes
 from services.runtime.evidence_log import Entry
-from services.runtime.nodes import ChainNodes
 
 
 async def common_block(chain: ChainNodes, known: dict[int, bytes]) -> int | None:
@@ -36,7 +36,7 @@ async def common_block(chain: ChainNodes, known: dict[int, bytes]) -> int | None
 
 
 async def revoke_above(
-    store: InclusionStore, outbox: Outbox, log: PatientLog, chain_id: str, number: int, cursor: int
+    store: InclusionStore, outbox: Outbox, log: PatientLog, chain_id: str, number: int, cursor: int, now: datetime
 ) -> None:
     """Enter what was included above block `number` as revoked, and let it be sent again. `cursor` was our newest."""
     revocations: list[NewOutboxRow] = []
@@ -50,6 +50,6 @@ async def revoke_above(
         entry_id = f"{Kind.REVOCATION}:{one.revocations + 1}"
         entry = Entry(one.transfer_id, entry_id, Kind.REVOCATION, *span.entry_ids, body)
         revocations.append(NewOutboxRow(one.tx_hash, "", 0, entry))
-    rows = await store.revoke(number, revocations, datetime.now(UTC))
+    rows = await store.revoke(number, revocations, now)
     await log.append([row.entry for row in rows])
     outbox.note_appended(rows)

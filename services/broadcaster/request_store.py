@@ -240,6 +240,25 @@ class RequestStore:
         self._outbox.forget(closes)
         return rows
 
+    async def unanswer(self, tx_hashes: Sequence[bytes], pause_s: float) -> None:
+        """The log refuses what nodes answered of these: ask again, also where they are in a block by now."""
+        async with self._transactions.begin() as connection:
+            await connection.execute(
+                text("""
+                    UPDATE broadcaster.submissions
+                    SET answered = false, answered_nodes = '{}', silent_nodes = '{}',
+                        next_send_at = clock_timestamp() + make_interval(secs => :pause_s)
+                    WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[])) AND is_open
+                """),
+                {"tx_hashes": list(tx_hashes), "pause_s": pause_s},
+            )
+            await connection.execute(
+                text(
+                    "UPDATE broadcaster.versions SET answered = false WHERE tx_hash = ANY (CAST(:tx_hashes AS bytea[]))"
+                ),
+                {"tx_hashes": list(tx_hashes)},
+            )
+
     async def _answer_versions(
         self, connection: AsyncConnection, outcomes: Sequence[SendOutcome], at: datetime
     ) -> set[bytes]:

@@ -15,8 +15,8 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import TypeVar
 
 from services.broadcaster import telemetry
@@ -36,8 +36,11 @@ from services.broadcaster.verdicts import Verdicts
 from services.core.entries import Kind
 from services.core.errors import Reason, WalletError
 from services.runtime import attributes
+from services.runtime.chain_nodes import ChainNodes
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.evidence_log import Entry
-from services.runtime.nodes import ChainNodes, HttpAnswer, Node
+from services.runtime.node import Node
+from services.runtime.node_answer import HttpAnswer
 from services.runtime.transfer_span import TransferSpan
 
 _log = logging.getLogger(__name__)
@@ -85,6 +88,7 @@ class Requester:
         log: PatientLog,
         chain: ChainNodes,
         verdicts: Verdicts,
+        clock: DatabaseClock,
         *,
         resend_after_s: float,
         changed: Callable[[], None],
@@ -99,6 +103,7 @@ class Requester:
         self._changed = changed
         self._revisit = revisit
         self._verdicts = verdicts
+        self._clock = clock
 
     async def recover(self) -> None:
         """Bring the log up to the outbox, and close the requests whose outcome an earlier leader did not see."""
@@ -107,13 +112,16 @@ class Requester:
             return
         outcomes = await self._log.append([row.entry for row in rows])
         self._outbox.note_appended(rows)
-        now = datetime.now(UTC)
+        now = await self._clock.now()
         answers: list[NewOutboxRow] = []
         sends: list[SendOutcome] = []
         closes: list[int] = []
         refused: list[OutboxRow] = []
+        unheard: list[bytes] = []
         for row, outcome in zip(rows, outcomes, strict=True):
             if row.entry.kind != Kind.REQUEST:
+                if isinstance(outcome, WalletError) and row.entry.kind == Kind.RESPONSE:
+                    unheard.append(row.tx_hash)
                 continue
             if isinstance(outcome, WalletError):
                 refused.append(row)
@@ -126,6 +134,8 @@ class Requester:
         if refused:
             await self._store.postpone([row.tx_hash for row in refused], [row.seq for row in refused], _REFUSED_S)
         await self._commit_responses(unique, answers, closes, now)
+        if unheard:
+            await self._store.unanswer(unheard, _REFUSED_S)
         _log.info("requests of unknown outcome were closed", extra={"requests": len(closes)})
 
     async def serve(self, due: list[Due], healthy: list[Node], started: asyncio.Event) -> None:
@@ -153,7 +163,7 @@ class Requester:
         items, again = await self._assign(items, healthy)
         batches: dict[str, _NodeBatch] = {}
         new_rows: list[NewOutboxRow] = []
-        now = datetime.now(UTC)
+        now = await self._clock.now()
         for node in healthy:
             members = [item for item in items if node.name in item.nodes]
             if not members:
@@ -217,7 +227,7 @@ class Requester:
             batches[name].items = []
         await _until_written(lambda: self._store.postpone(list(hashes), [row.seq for row in refused], _REFUSED_S))
         # Entered and not sent: no HTTP answer, and another attempt without the refused ones.
-        now = datetime.now(UTC)
+        now = await self._clock.now()
         answers = [_response_row(row, no_response(row.node, row.attempt, now)) for row in kept]
         outcomes = [SendOutcome(tx_hash, [], [], False, 0.0) for tx_hash in {row.tx_hash for row in kept} - hashes]
         await self._commit_responses(outcomes, answers, [row.seq for row in kept], now)
@@ -226,10 +236,12 @@ class Requester:
         """Step (3). None: no HTTP answer."""
         batch.spans = [telemetry.start_request(item.span, batch.node.name, item.attempt) for item in batch.items]
         try:
-            return await batch.node.post(batch.request.body)
+            answer = await batch.node.post(batch.request.body)
         except WalletError as error:
             _log.warning("a node gave no answer to a submission", extra=error_facts(error))
             return None
+        # By the clock that the request's time is of.
+        return replace(answer, received_at=await self._clock.now())
 
     async def _collect(self, posts: dict[asyncio.Task[HttpAnswer | None], _NodeBatch], started: asyncio.Event) -> None:
         """Steps (4) and (5), for each node as it answers."""
@@ -248,7 +260,7 @@ class Requester:
             await self._enter_responses([(posts[post], post.result()) for post in done])
 
     async def _enter_responses(self, answered: list[tuple[_NodeBatch, HttpAnswer | None]]) -> None:
-        now = datetime.now(UTC)
+        now = await self._clock.now()
         answers: list[NewOutboxRow] = []
         settled: dict[bytes, list[str]] = {}
         in_vain: dict[bytes, list[str]] = {}
@@ -294,8 +306,12 @@ class Requester:
         rows = await _until_written(lambda: self._store.add_responses(outcomes, answers, closes, now))
         self._changed()
         # (5)
-        await self._log.append([row.entry for row in rows])
+        entered = await self._log.append([row.entry for row in rows])
         self._outbox.note_appended(rows)
+        # An inclusion follows an answer that the log has, or none.
+        unheard = [row.tx_hash for row, outcome in zip(rows, entered, strict=True) if isinstance(outcome, WalletError)]
+        if unheard:
+            await _until_written(lambda: self._store.unanswer(unheard, _REFUSED_S))
 
     def _responses(self, batch: _NodeBatch, answer: HttpAnswer | None, now: datetime) -> list[NodeResponse]:
         attempts = [item.attempt for item in batch.items]

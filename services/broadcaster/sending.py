@@ -12,7 +12,9 @@ from services.broadcaster.requesting import Requester, error_facts
 from services.broadcaster.submission import State
 from services.core.canonical import to_hex
 from services.core.errors import Code, Reason, WalletError
-from services.runtime.nodes import ChainNodes, Node, quantity
+from services.runtime.chain_nodes import ChainNodes
+from services.runtime.node import Node
+from services.runtime.node_answer import quantity
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +34,18 @@ class Sender:
         *,
         max_in_flight: int,
         is_behind: Callable[[], bool],
+        is_held: Callable[[], bool],
     ) -> None:
-        """`is_behind`: the watch has blocks of the nodes' chain before it, which may hold what seems to be pending."""
+        """`is_behind`: the watch has blocks of the nodes' chain before it, which may hold what seems to be pending.
+
+        `is_held`: what is sent now might be mined where the log cannot take it.
+        """
         self._store = store
         self._requester = requester
         self._chain = chain
         self._max_in_flight = max_in_flight
         self._is_behind = is_behind
+        self._is_held = is_held
         self._next_nonces: dict[bytes, int] = {}
         self.wake = asyncio.Event()
 
@@ -66,6 +73,8 @@ class Sender:
 
     async def _round(self, rounds: asyncio.TaskGroup, open_rounds: asyncio.Semaphore) -> bool:
         """Start a round; True when there may be more to send at once."""
+        if self._is_held():
+            return False
         found = await self._store.due(self._max_in_flight, _ROUND, self._chain.required, is_behind=self._is_behind())
         due = _bounded(await self._in_nonce_order(found))
         if not due:

@@ -14,11 +14,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from protos.wallet.v1 import broadcaster_pb2 as pb
 from protos.wallet.v1 import broadcaster_pb2_grpc
+from services.broadcaster.chain_clock import MOST_BEHIND_S
 from services.broadcaster.leading import ChainLeader
 from services.broadcaster.store import Event, Store
 from services.broadcaster.submission import NewSubmission, StallCause, State, Submission, check_submission
 from services.core.errors import WalletError, refuse
-from services.runtime.nodes import Node, Nodes, quantity
+from services.runtime.node import Node
+from services.runtime.node_answer import quantity
+from services.runtime.nodes import Nodes
 from services.runtime.rpc_errors import to_item_error
 
 MAX_ITEMS = 1_000
@@ -92,12 +95,16 @@ class BroadcasterServicer(broadcaster_pb2_grpc.BroadcasterServicer):
     async def GetBroadcasterStatus(
         self, request: pb.GetBroadcasterStatusRequest, context: Context
     ) -> pb.BroadcasterStatus:
-        broken = await self._store.broken_chains()
+        broken, behind_s = await self._store.broken_chains(), await self._store.clocks_behind_s()
         nodes = [node for chain in self._nodes.chains for node in chain.nodes]
         return pb.BroadcasterStatus(
             nodes=await asyncio.gather(*map(_node_status, nodes)),
             nodes_required=self._nodes.required,
             broken_chains=[pb.BrokenChain(chain_id=chain_id, cause=cause) for chain_id, cause in broken.items()],
+            chain_clocks=[
+                pb.ChainClock(chain_id=chain_id, behind_s=seconds, holds=seconds > MOST_BEHIND_S)
+                for chain_id, seconds in behind_s.items()
+            ],
         )
 
     def _check(self, request: pb.SubmitTransactionRequest) -> NewSubmission:
@@ -143,6 +150,7 @@ _STALLS = {
     StallCause.NOT_MINED: pb.STALL_CAUSE_NOT_MINED,
     StallCause.UNDERPRICED: pb.STALL_CAUSE_UNDERPRICED,
     StallCause.INSUFFICIENT_FUNDS: pb.STALL_CAUSE_INSUFFICIENT_FUNDS,
+    StallCause.CHAIN_CLOCK: pb.STALL_CAUSE_CHAIN_CLOCK,
 }
 _SHOWS_BLOCK = frozenset({State.INCLUDED, State.SAFE, State.FINALIZED})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from services.runtime.nodes import NodeSettings
+from services.runtime.node_settings import NodeSettings
 from services.runtime.settings import DatabaseSettings, ServiceSettings
 
 

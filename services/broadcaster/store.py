@@ -39,6 +39,7 @@ WHERE NOT EXISTS (SELECT 1 FROM broadcaster.versions v WHERE v.tx_hash = n.tx_ha
 ON CONFLICT DO NOTHING
 """)
 
+_MOST_SECONDS = 2**31 - 1
 _BROKEN = "SELECT broken FROM broadcaster.chains WHERE chain_id = :chain_id"
 
 
@@ -211,6 +212,29 @@ class Store:
                 {"chain_id": chain_id, "epoch": epoch, "cause": cause},
             )
             if marked.rowcount != 1:
+                raise WalletError(Reason.LEASE_LOST, Reason.LEASE_LOST.meaning)
+
+    # Clocks of chains
+
+    async def clocks_behind_s(self) -> dict[str, int]:
+        """By chain, as its leader told last; negative: ahead."""
+        async with self._database.statement() as connection:
+            rows = await connection.execute(
+                text("SELECT chain_id, clock_behind_s FROM broadcaster.chains ORDER BY chain_id")
+            )
+            return {row.chain_id: row.clock_behind_s for row in rows}
+
+    async def note_clock(self, chain_id: str, epoch: int, behind_s: int) -> None:
+        """Raises WalletError LEASE_LOST."""
+        async with self._database.statement() as connection:
+            noted = await connection.execute(
+                text("""
+                    UPDATE broadcaster.chains SET clock_behind_s = :behind_s
+                    WHERE chain_id = :chain_id AND epoch = :epoch
+                """),
+                {"chain_id": chain_id, "epoch": epoch, "behind_s": max(-_MOST_SECONDS, min(behind_s, _MOST_SECONDS))},
+            )
+            if noted.rowcount != 1:
                 raise WalletError(Reason.LEASE_LOST, Reason.LEASE_LOST.meaning)
 
     async def mend(self, chain_id: str) -> bool:

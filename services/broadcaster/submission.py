@@ -29,11 +29,13 @@ CLOSED = frozenset({State.FINALIZED, State.NONCE_SPENT})
 
 
 class StallCause(StrEnum):
-    """Why the newest transaction is not mined, as far as k nodes tell."""
+    """Why the newest transaction is not mined, or not shown as mined, as far as k nodes tell."""
 
     NOT_MINED = "NOT_MINED"
     UNDERPRICED = "UNDERPRICED"
     INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    # It is in a block whose own time is so far before the intent's that the log does not take it.
+    CHAIN_CLOCK = "CHAIN_CLOCK"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,19 @@
-"""Spans of the broadcaster: a bounded few under each transfer's own trace, and traces of their own for shared work."""
+"""Counters, and spans: a bounded few under each transfer's own trace, and traces of their own for shared work."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from opentelemetry import metrics, trace
+from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.core.canonical import to_hex
 from services.core.errors import WalletError
 from services.runtime import attributes
+from services.runtime import metric_names as names
+from services.runtime.metrics import counter
 from services.runtime.telemetry import stored_link
 from services.runtime.transfer_span import TransferSpan, TransferSpans, stored_parent
 
@@ -26,20 +28,15 @@ _MAX_LINKS = 128
 _SCOPE = "goldenlink.broadcaster"
 
 _tracer = trace.get_tracer(_SCOPE)
-_meter = metrics.get_meter(_SCOPE)
 
-refusals = _meter.create_counter(
-    "wallet.broadcaster.refusals", unit="{transaction}", description="Transactions that a node refused, by meaning."
-)
-stalls = _meter.create_counter(
-    "wallet.broadcaster.stalls", unit="{transfer}", description="Transfers that were marked as stalled, not mined."
-)
-nonces_spent = _meter.create_counter(
-    "wallet.broadcaster.nonces_spent", unit="{transfer}", description="Transfers whose nonce others have for good."
-)
-chains_broken = _meter.create_counter(
-    "wallet.broadcaster.chains_broken", unit="{chain}", description="Chains that contradicted a final block."
-)
+refusals = counter(names.WALLET_NODE_REFUSALS)
+falsehoods = counter(names.WALLET_NODE_FALSEHOODS)
+stalls = counter(names.WALLET_TRANSFER_STALLS)
+nonces_spent = counter(names.WALLET_NONCE_LOSSES)
+chains_broken = counter(names.WALLET_CHAIN_BREAKS)
+chains_behind = counter(names.WALLET_CHAIN_LAGS)
+takeovers = counter(names.WALLET_LEASE_TAKEOVERS)
+lease_losses = counter(names.WALLET_LEASE_LOSSES)
 
 
 class ChainSpans:

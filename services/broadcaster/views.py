@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from services.core.errors import Reason, WalletError
+from services.runtime.chain_nodes import ChainNodes
 from services.runtime.json_rpc import Call
-from services.runtime.nodes import ChainNodes, Node, NodeRefusal, quantity
+from services.runtime.node import Node
+from services.runtime.node_answer import NodeRefusal, quantity
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +26,7 @@ class Block:
     hash: bytes
     parent_hash: bytes
     tx_hashes: tuple[bytes, ...]
+    timestamp_s: int  # since 1970, as the node says
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class View:
     safe: Block | None
     finalized: Block | None
     blocks: dict[int, Block]
+    asked_at: float  # by the monotonic clock
 
     def hash_at(self, number: int) -> bytes | None:
         """The block's hash, as far as it follows from what was asked: the block itself may be large."""
@@ -105,6 +110,7 @@ def agreed_number(numbers: Sequence[int], required: int) -> int:
 
 
 async def _view(node: Node, numbers: range) -> View:
+    asked_at = time.monotonic()
     names = ["latest", "safe", "finalized", *map(hex, numbers)]
     answers = await node.call_many([Call("eth_getBlockByNumber", [name, False]) for name in names])
     latest = _block(node, answers[0])
@@ -119,6 +125,7 @@ async def _view(node: Node, numbers: range) -> View:
         _block(node, answers[1]),
         _block(node, answers[2]),
         {number: block for number, block in blocks.items() if block is not None},
+        asked_at,
     )
 
 
@@ -134,6 +141,7 @@ def _block(node: Node, answer: Any) -> Block | None:
             word(answer.get("hash"), "hash"),
             word(answer.get("parentHash"), "parentHash"),
             tuple(word(tx_hash, "transactions") for tx_hash in answer["transactions"]),
+            quantity(answer.get("timestamp"), "timestamp"),
         )
     except WalletError as error:
         raise node.nonsense(error.message, **error.details) from None

@@ -18,7 +18,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from services.broadcaster import telemetry
 from services.broadcaster.proving import places
@@ -30,8 +29,10 @@ from services.broadcaster.watching import Watcher
 from services.core.canonical import to_hex
 from services.core.errors import Code, WalletError
 from services.runtime import attributes
+from services.runtime.chain_nodes import ChainNodes
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.json_rpc import Call
-from services.runtime.nodes import ChainNodes, NodeRefusal, quantity
+from services.runtime.node_answer import NodeRefusal, quantity
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,7 @@ class WaitingChecker:
         chain: ChainNodes,
         watch: Watcher,
         verdicts: Verdicts,
+        clock: DatabaseClock,
         *,
         stall_after_s: float,
         interval_s: float,
@@ -64,6 +66,7 @@ class WaitingChecker:
         self._chain = chain
         self._watch = watch
         self._verdicts = verdicts
+        self._clock = clock
         self._stall_after_s = stall_after_s
         self._interval_s = interval_s
         self._changed = changed
@@ -105,7 +108,7 @@ class WaitingChecker:
             elif latest.count(one.nonce) >= self._chain.required and self._is_overdue(one):
                 stalled.append(one)
         # (4)
-        if stalled and (marked := await self._store.stall(stalled, datetime.now(UTC))):
+        if stalled and (marked := await self._store.stall(stalled, await self._clock.now())):
             telemetry.stalls.add(marked, {attributes.WALLET_STALL: StallCause.NOT_MINED.value})
             _log.warning("transfers are stalled", extra={"chain_id": self._chain.chain_id, "count": marked})
             self._changed()
@@ -151,7 +154,7 @@ class WaitingChecker:
             return
         told = await places(self._chain, [tx_hash for one in lost for tx_hash in one.versions])
         ended = [one for one in lost if self._is_nowhere(one, told)]
-        if ended and (marked := await self._store.spend(ended, datetime.now(UTC))):
+        if ended and (marked := await self._store.spend(ended, await self._clock.now())):
             telemetry.nonces_spent.add(marked, {attributes.WALLET_CHAIN_ID: self._chain.chain_id})
             for one in ended:
                 _log.error(

@@ -18,23 +18,25 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 
 from services.broadcaster import telemetry
 from services.broadcaster.agreement import AgreedBlock, extension, height, is_forked
+from services.broadcaster.chain_clock import ChainClock
 from services.broadcaster.evidence_log import PatientLog
 from services.broadcaster.inclusion import Inclusion, inclusion_body
 from services.broadcaster.inclusion_store import Height, InclusionStore, PendingInclusion
 from services.broadcaster.outbox import Outbox
 from services.broadcaster.proving import agreed_hash, places, prove
 from services.broadcaster.reorgs import common_block, revoke_above
+from services.broadcaster.submission import StallCause
 from services.broadcaster.views import Observer, View, agreed_number
 from services.broadcaster.waiting_store import WaitingStore
 from services.core.entries import Kind
 from services.core.errors import Code, Reason, WalletError
 from services.runtime import attributes
+from services.runtime.chain_nodes import ChainNodes
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.evidence_log import Entry
-from services.runtime.nodes import ChainNodes
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class Watcher:
         outbox: Outbox,
         log: PatientLog,
         chain: ChainNodes,
+        clock: DatabaseClock,
+        chain_clock: ChainClock,
         *,
         interval_s: float,
         safe_patience_s: float,
@@ -71,6 +75,8 @@ class Watcher:
         self._outbox = outbox
         self._log = log
         self._chain = chain
+        self._clock = clock
+        self._chain_clock = chain_clock
         self._observer = Observer(chain)
         self._interval_s = interval_s
         self._safe_patience_s = safe_patience_s
@@ -138,6 +144,7 @@ class Watcher:
         """
         # (1)
         views = await self._views()
+        await self._chain_clock.note(views)
         head = agreed_number([view.latest.number for view in views], self._chain.required)
         if not self._blocks:
             await self._begin(head)
@@ -281,17 +288,23 @@ class Watcher:
                 ]
                 outcomes = await self._log.append([*(row.entry for row in waiting), *entries])
                 self._outbox.note_appended(waiting)
-                entered = []
+                entered: list[bytes] = []
+                late: list[bytes] = []
                 for one, span, outcome in zip(pending, spans, outcomes[len(waiting) :], strict=True):
                     span.set_attribute(attributes.WALLET_STATE, one.status.upper())
                     if isinstance(outcome, WalletError):
                         span.mark_failed(outcome.reason.name)
                         self._refused(one.tx_hash)
+                        if outcome.reason is Reason.CLOCK_SKEW:
+                            late.append(one.tx_hash)
                     else:
                         self._refusals.pop(one.tx_hash, None)
                         span.set_attribute(attributes.WALLET_EVIDENCE_INDEX, outcome)
                         entered.append(one.tx_hash)
-                await self._store.settle_inclusions(entered, datetime.now(UTC))
+                now = await self._clock.now()
+                await self._store.settle_inclusions(entered, now)
+                if late and (marked := await self._store.mark_late(late, now)):
+                    telemetry.stalls.add(marked, {attributes.WALLET_STALL: StallCause.CHAIN_CLOCK.value})
                 self._changed()
             finally:
                 for span in spans:
@@ -324,7 +337,8 @@ class Watcher:
         self._refusals.clear()
         # Of blocks below all that are watched nothing is known: whatever is not final is revoked.
         kept = -1 if number is None else number
-        await revoke_above(self._store, self._outbox, self._log, self._chain.chain_id, kept, cursor)
+        now = await self._clock.now()
+        await revoke_above(self._store, self._outbox, self._log, self._chain.chain_id, kept, cursor, now)
         self._blocks = {known: block_hash for known, block_hash in self._blocks.items() if known <= kept}
         self._safe_since.clear()
         self._changed()

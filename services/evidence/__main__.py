@@ -13,6 +13,7 @@ from services.evidence.checkpoint_file import CheckpointFile
 from services.evidence.checkpoint_key import settle_checkpoint_key
 from services.evidence.checkpoints import CheckpointCutter
 from services.evidence.holder import Holder
+from services.evidence.log_clock import LogClock
 from services.evidence.memory import Memory
 from services.evidence.sequencer import Sequencer
 from services.evidence.servicer import EvidenceServicer
@@ -21,8 +22,11 @@ from services.evidence.store import Store
 from services.evidence.tiles import TileReader
 from services.evidence.tiles_http import serve_tiles
 from services.runtime.channel import PeerChannel, as_channel
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.db import Database
 from services.runtime.evidence_log import APPENDING
+from services.runtime.metric_names import WALLET_EVIDENCE_BLOCKED, WALLET_EVIDENCE_QUEUE_DEPTH
+from services.runtime.metrics import observe
 from services.runtime.migrations import migrate
 from services.runtime.server import GrpcServer, run_service, wait_for_stop
 from services.runtime.token import TokenSession
@@ -41,6 +45,7 @@ async def main(settings: EvidenceSettings) -> None:
         nodes_required=settings.nodes_required,
         lease_s=settings.lease_s,
         max_waiting_entries=settings.max_waiting_entries,
+        clock=LogClock(DatabaseClock(database)).now,
     )
     peer = PeerChannel("evidence", settings, APPENDING)
     holder = Holder(evidence_pb2_grpc.EvidenceStub(as_channel(peer)))
@@ -49,6 +54,8 @@ async def main(settings: EvidenceSettings) -> None:
     server = GrpcServer("evidence", settings, [_SERVICE_NAME])
     servicer = EvidenceServicer(sequencer, BundleMaker(read_store, tiles, checkpoints), checkpoints, key.note_key)
     evidence_pb2_grpc.add_EvidenceServicer_to_server(servicer, server.grpc)
+    observe(WALLET_EVIDENCE_QUEUE_DEPTH, lambda: [(sequencer.waiting_entries, None)])
+    observe(WALLET_EVIDENCE_BLOCKED, lambda: [(int(sequencer.refusal is not None), None)])
     tasks = [
         asyncio.create_task(worker)
         for worker in (sequencer.run(memory), checkpoints.run(), announce(sequencer, server))

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
+from time import perf_counter
 from typing import NamedTuple
 
 from services.core.entries import Kind, check_link_id
 from services.core.errors import Reason, WalletError
 from services.evidence.links import Appended, Link, replay
 from services.evidence.memory import Memory
+from services.evidence.metrics import count_append, losses, takeovers
 from services.evidence.placement import Append, Placement, SameId
 from services.evidence.store import LinkIsKnown, LogHead, Store, StoredEntry
 
@@ -59,8 +61,9 @@ class Sequencer:
         nodes_required: int,
         lease_s: float,
         max_waiting_entries: int,
-        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[datetime | None], Awaitable[datetime]],
     ) -> None:
+        """`clock` tells the time of the next entry, given the newest one's; it raises WalletError when it cannot."""
         self._store = store
         self._nodes_required = nodes_required
         self._lease_s = lease_s
@@ -87,6 +90,10 @@ class Sequencer:
         """Entries committed; None while this sequencer holds no lease."""
         return self._head.committed if self._head else None
 
+    @property
+    def waiting_entries(self) -> int:
+        return self._waiting_entries
+
     def missing(self) -> list[str]:
         """Why entries cannot be appended now, one sentence each."""
         if self.refusal:
@@ -110,9 +117,11 @@ class Sequencer:
         self._waiting.append(_Waiting(appends, size, outcome))
         self._waiting_entries += len(appends)
         self._waiting_bytes += size
+        began = perf_counter()
         _awaken(self._wake)
         # A caller that gives up does not undo what is on its way into the log: nobody waits for its outcome, no more.
         result = await outcome
+        count_append(began, result)
         if isinstance(result, WalletError):
             raise result
         return result
@@ -156,6 +165,7 @@ class Sequencer:
             async with asyncio.timeout(_DATABASE_TIMEOUT_S):
                 unfit = await memory.unfit()
                 if unfit is None:
+                    await self._clock(await self._store.last_at())
                     head = await self._store.take_over(self._lease_s, self._epoch)
                 if head is not None:
                     self._epoch = head.epoch
@@ -167,6 +177,7 @@ class Sequencer:
                 self._head = head
                 self.grown.set()
                 self.turned.set()
+                takeovers.add(1)
                 _log.info("sequencing", extra={"tree_size": head.committed, "epoch": head.epoch})
                 if self.refusal:
                     _log.critical("appends are refused", extra={"cause": self.refusal})
@@ -187,6 +198,8 @@ class Sequencer:
         try:
             # Later than the lease, a renewal says nothing.
             async with asyncio.timeout(self._lease_s):
+                # Whoever could not stamp an entry now leaves the log to another.
+                await self._clock(head.last_at)
                 if not await self._store.renew(head.epoch, self._lease_s):
                     self._lose("a newer sequencer has taken over")
         except (WalletError, TimeoutError) as error:
@@ -195,6 +208,7 @@ class Sequencer:
     def _lose(self, cause: str) -> None:
         """Forget everything: what was committed is in the database, and is read again with the next lease."""
         if self._head is not None:
+            losses.add(1)
             _log.warning("the log's head is no longer ours", extra={"cause": cause})
             self._absence = f"the evidence log was lost: {cause}"
         self._head = None
@@ -259,9 +273,7 @@ class Sequencer:
         # (1)
         new = await self._load_links(group, take_for_new)
         # (2)
-        now = self._clock()
-        # The log's clock never runs backwards, whatever the machine's does.
-        at = max(now, head.last_at) if head.last_at else now
+        at = await self._clock(head.last_at)
         edge = head.edge.copy()
         placement = Placement(edge, at, self._links, self._nodes_required)
         placed = [[placement.place(append) for append in waiting.appends] for waiting in group]

@@ -158,6 +158,11 @@ class Store:
             edge = rebuild_edge(Frontier.from_bytes(row.frontier), newest, roots)
             return LogHead(edge, row.size, row.frontier, row.last_at, row.epoch)
 
+    async def last_at(self) -> datetime | None:
+        """Of the newest entry."""
+        at: datetime | None = await self._database.value("SELECT NULLIF(last_at, '-infinity') FROM evidence.log_head")
+        return at
+
     async def renew(self, epoch: int, lease_s: float) -> bool:
         """Keep the lease; False when a newer holder has raised the epoch."""
         return bool(await self._database.rows(_RENEW, epoch, lease_s))

@@ -27,6 +27,7 @@ async def serve(settings: GatewaySettings) -> None:
     peers = open_peers(settings)
     gateway = Gateway(database, peers, PersonalVault.open(settings.gateway_encryption_key_file), settings)
     app = create_app(gateway, settings.docs_assets_dir, settings.public_scheme)
+    gateway.observe()
     working = asyncio.create_task(gateway.run())
     try:
         async with serve_http(app, settings.http_host, settings.http_port, settings.shutdown_grace_s) as port:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from opentelemetry.context import Context
@@ -18,6 +18,7 @@ from services.core.errors import Code, Reason, WalletError
 from services.gateway.chain_health import ChainHealth
 from services.gateway.credentials import Credential
 from services.gateway.identifier import IdentifierSource
+from services.gateway.metrics import count_transfers
 from services.gateway.peers import Peers
 from services.gateway.personal import Client, PersonalVault
 from services.gateway.problems import FieldError, FieldErrors
@@ -27,6 +28,7 @@ from services.gateway.store import IdempotencyRecord, Store
 from services.gateway.telemetry import TRANSFER, tracer
 from services.gateway.transfer import AccountKey, State, Transfer
 from services.runtime import attributes
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.telemetry import format_traceparent, new_traceparent, stored_link
 
 _RESOLVE_TIMEOUT_S = 20.0
@@ -52,6 +54,7 @@ class Acceptance:
         vault: PersonalVault,
         identifiers: IdentifierSource,
         chains: ChainHealth,
+        clock: DatabaseClock,
         wake: Callable[[set[AccountKey]], None],
     ) -> None:
         self._store = store
@@ -59,6 +62,7 @@ class Acceptance:
         self._vault = vault
         self._identifiers = identifiers
         self._chains = chains
+        self._clock = clock
         self._wake = wake
 
     async def accept(self, requests: Sequence[TransferRequest], submitter: Submitter, *, batch: bool) -> list[Transfer]:
@@ -83,15 +87,17 @@ class Acceptance:
         terms = await self._terms(requests, accounts, batch=batch)
         for request, account, term in zip(requests, accounts, terms, strict=True):
             check_resolved(request, account, term)
-        # (4) Under which names and traces.
+        # (4) Under which names and traces, and when.
+        now = await self._clock.now()
         transfers = [
-            self._transfer(request, account, term, submitter, batch=batch)
+            self._transfer(request, account, term, submitter, now, batch=batch)
             for request, account, term in zip(requests, accounts, terms, strict=True)
         ]
         # (5) One commit: transfers, their first events, the key. Whoever comes second with the key gets the first's.
         record = await self._store.accept(credential_id, submitter.idempotency_key, body_sha256, transfers)
         if record is not None:
             return await self._replay(record, body_sha256)
+        count_transfers(transfer.state for transfer in transfers)
         # (6) The saga starts at once; should this process end here, any other finds the rows.
         self._wake({transfer.account_key for transfer in transfers})
         return transfers
@@ -165,10 +171,16 @@ class Acceptance:
         raise FieldErrors(reason, errors)
 
     def _transfer(
-        self, request: TransferRequest, account: keys_pb2.Account, terms: Any, submitter: Submitter, *, batch: bool
+        self,
+        request: TransferRequest,
+        account: keys_pb2.Account,
+        terms: Any,
+        submitter: Submitter,
+        now: datetime,
+        *,
+        batch: bool,
     ) -> Transfer:
         transfer_id = self._identifiers.next("t")
-        now = datetime.now(UTC)
         return Transfer(
             transfer_id=transfer_id,
             state=State.ACCEPTED,

@@ -13,6 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from protos.wallet.v1.common_pb2 import ClientSignature
 from services.core.errors import Reason, WalletError
+from services.core.signed_requests import MAX_CONTENT_BYTES, SignedRequest
 from services.gateway.credentials import Authenticator, Credential, Role, require_role
 from services.gateway.http_signatures import (
     MAX_AGE_S,
@@ -106,6 +107,22 @@ def client_of(request: Request, credential: Credential) -> Client:
         content_sha256=signature.content_sha256,
     )
     return Client(credential.name, source_ip, signature.key.fingerprint, message.SerializeToString())
+
+
+async def signed_request_of(request: Request) -> SignedRequest | None:
+    """The request with its signature, to be kept; None where its credential has no key.
+
+    Raises:
+        WalletError: PAYLOAD_TOO_LARGE for a body that is not kept.
+    """
+    signature: RequestSignature | None = getattr(request.state, "signature", None)
+    if signature is None:
+        return None
+    content = await request.body()
+    if len(content) > MAX_CONTENT_BYTES:
+        rule = f"has at most {MAX_CONTENT_BYTES} bytes where its signature is kept"
+        raise WalletError(Reason.PAYLOAD_TOO_LARGE, "the body is too large", field="body", rule=rule)
+    return SignedRequest(signature.key, signature.base, signature.signature, content)
 
 
 def idempotency_key(value: str | None) -> str:

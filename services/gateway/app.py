@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -30,6 +32,8 @@ from services.gateway.problems import (
 )
 from services.gateway.routes import router
 
+_TITLE = "Golden Link"
+_VERSION = "1"
 _DESCRIPTION = (
     "A transfer is accepted with 202 and carried to a finalized block; every step is an entry of a tamper-evident log. "
     "Every response carries `X-Trace-ID` and `traceparent`; `X-Request-ID` is passed through. "
@@ -50,8 +54,8 @@ _NO_TELEMETRY_OF_ITS_OWN: TelemetryConfig = {
 
 def create_app(gateway: Gateway, docs_assets_dir: Path | None = None, public_scheme: str = "http") -> ASGIApp:
     app = FastAPI(
-        title="Golden Link",
-        version="1",
+        title=_TITLE,
+        version=_VERSION,
         description=_DESCRIPTION,
         docs_url=None if docs_assets_dir else "/docs",
         redoc_url=None,
@@ -69,8 +73,8 @@ def create_app(gateway: Gateway, docs_assets_dir: Path | None = None, public_sch
     app.add_exception_handler(HTTPException, _on_http_exception)
     # The HTTP gate logs it: the framework raises it again once this answer is sent.
     app.add_exception_handler(Exception, _on_unexpected)
-    document = _openapi(app)
-    app.openapi = lambda: document  # type: ignore[method-assign]
+    app.openapi = _openapi  # type: ignore[method-assign]
+    _openapi()
     routes = [route for route in [*app.routes, *router.routes, *decision_router.routes] if isinstance(route, Route)]
     return HttpGate(app, route_templates(routes))
 
@@ -83,7 +87,7 @@ def _serve_docs(app: FastAPI, assets_dir: Path) -> None:
     async def docs() -> Response:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
-            title="Golden Link",
+            title=_TITLE,
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="/docs/assets/favicon-32x32.png",
@@ -111,9 +115,11 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+@cache
+def _openapi() -> dict[str, Any]:
     """FastAPI's document with our refusals in place of its own, and the key header required where it is."""
-    document = app.openapi()
+    routes = [*router.routes, *decision_router.routes]
+    document = get_openapi(title=_TITLE, version=_VERSION, description=_DESCRIPTION, routes=routes)
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.trace import Link
 
 from services.core.canonical import canonical_json, format_time
 from services.core.entries import Kind
-from services.core.errors import Code, WalletError
+from services.core.errors import Code, Reason, WalletError
+from services.core.signed_requests import SignedRequest, check_signed_hash, check_signed_request
 from services.gateway.approval_rows import Approval, ApprovalRows
 from services.gateway.peers import Peers
 from services.gateway.telemetry import APPROVAL, tracer
@@ -37,6 +39,23 @@ def policy_link(document_sha256: bytes) -> str:
     return f"policy:{document_sha256.hex()[:32]}:approval"
 
 
+def check_signed_approval(
+    signed: SignedRequest | None, fingerprint: str, paths: Collection[str], terms_sha256: bytes | None = None
+) -> None:
+    """What the signer asks of an approval whose approver has a key in the policy, so that it is told at the door.
+
+    Raises:
+        WalletError: REQUEST_SIGNATURE_INVALID.
+    """
+    if signed is None:
+        reason = Reason.REQUEST_SIGNATURE_INVALID
+        rule = "is there, by the key that the policy names for this approver"
+        raise WalletError(reason, "the approval has to be signed", field="Signature", rule=rule)
+    check_signed_request(signed, fingerprint, paths)
+    if terms_sha256 is not None:
+        check_signed_hash(signed, "terms_sha256", terms_sha256)
+
+
 def make_approval(
     link_id: str,
     approver: str,
@@ -45,6 +64,7 @@ def make_approval(
     at: datetime,
     expires_at: datetime,
     traceparent: str,
+    signed: SignedRequest | None,
 ) -> Approval:
     """An approval given now, in the trace of what it is about: a span there, linked to the request's."""
     request = trace.get_current_span().get_span_context()
@@ -56,7 +76,7 @@ def make_approval(
     )
     span.end()
     context = span.get_span_context()
-    body = {
+    body: dict[str, Any] = {
         "act": "approval",
         "approver": approver,
         "at": format_time(at),
@@ -64,6 +84,8 @@ def make_approval(
         "expires_at": format_time(expires_at),
         **subject,
     }
+    if signed is not None:
+        body["client_signature"] = signed.document()
     own = format_traceparent(context) if context.trace_id == int(traceparent[3:35], 16) else traceparent
     return Approval(link_id, approver, decision, at, expires_at, own, canonical_json(body))
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from services.core.addresses import Address
 from services.core.amounts import parse_chain_id
-from services.core.canonical import to_hex
+from services.core.canonical import from_hex, to_hex
 from services.core.errors import Reason, WalletError
+from services.core.signed_requests import SignedRequest
 from services.core.terms import terms_sha256
-from services.gateway.approval_log import APPROVE, REJECT, ApprovalLog, make_approval, transfer_link
+from services.gateway.approval_log import (
+    APPROVE,
+    REJECT,
+    ApprovalLog,
+    check_signed_approval,
+    make_approval,
+    transfer_link,
+)
 from services.gateway.approval_rows import Approval, ApprovalRows
 from services.gateway.personal import PersonalVault
 from services.gateway.store import Store
@@ -35,12 +44,22 @@ class Standing(NamedTuple):
             if one.decision == APPROVE
             and one.at + timedelta(seconds=rule["valid_s"]) > self.now
             and may_decide(rule, one.approver, requester)
+            and _is_signed_as_asked(rule, one)
         }
         return len(given) >= int(rule["count"])
 
 
 def may_decide(rule: dict[str, Any], approver: str, requester: str) -> bool:
     return approver != requester and (not rule["approvers"] or approver in rule["approvers"])
+
+
+def _is_signed_as_asked(rule: dict[str, Any], approval: Approval) -> bool:
+    """Given before the policy named its approver's key, it counts no more."""
+    fingerprint = rule.get("keys", {}).get(approval.approver)
+    return (
+        fingerprint is None
+        or json.loads(approval.body).get("client_signature", {}).get("key_fingerprint") == fingerprint
+    )
 
 
 def terms_hash(transfer: Transfer) -> str:
@@ -77,12 +96,15 @@ class Approvals:
         link_id = transfer_link(transfer_id)
         return (await self._rows.of_links([link_id]))[1][link_id]
 
-    async def decide(self, transfer_id: str, approver: str, decision: str, terms: str) -> Approval:
-        """Enter an approver's word; the same word again is the first one.
+    async def decide(
+        self, transfer_id: str, approver: str, decision: str, terms: str, signed: SignedRequest | None
+    ) -> Approval:
+        """Enter an approver's word, with the signature of the request; the same word again is the first one.
 
         Raises:
             WalletError: NOT_FOUND; APPROVAL_MISMATCH when `terms` is not the transfer's; ALREADY_EXISTS for a second,
-                other word; SELF_APPROVAL; ROLE_REQUIRED for one whom the policy does not name; APPROVAL_EXPIRED;
+                other word; SELF_APPROVAL; ROLE_REQUIRED for one whom the policy does not name;
+                REQUEST_SIGNATURE_INVALID for an approval that the key in the policy has not signed; APPROVAL_EXPIRED;
                 TRANSFER_CLOSED when no approvals are taken; EVIDENCE_UNAVAILABLE: it is entered later.
         """
         # (1) May this one say so now?
@@ -97,7 +119,7 @@ class Approvals:
             raise WalletError(reason, reason.meaning, field="terms_sha256", rule=rule)
         stored = await self._stored(transfer_id, approver)
         if stored is None:
-            stored = await self._store_new(transfer, approver, decision)
+            stored = await self._store_new(transfer, approver, decision, signed)
         if stored.decision != decision:
             raise WalletError(
                 Reason.ALREADY_EXISTS, "this approver has decided otherwise", field="id", rule="is decided once"
@@ -109,7 +131,9 @@ class Approvals:
             stored = stored._replace(evidence_index=index)
         return stored
 
-    async def _store_new(self, transfer: Transfer, approver: str, decision: str) -> Approval:
+    async def _store_new(
+        self, transfer: Transfer, approver: str, decision: str, signed: SignedRequest | None
+    ) -> Approval:
         rule = transfer.approval
         assert rule is not None
         if approver == self.requester(transfer):
@@ -119,12 +143,17 @@ class Approvals:
         if not may_decide(rule, approver, ""):
             named = "is of an approver whom the policy names"
             raise WalletError(Reason.ROLE_REQUIRED, Reason.ROLE_REQUIRED.meaning, field="Authorization", rule=named)
+        terms = terms_hash(transfer)
+        fingerprint = rule.get("keys", {}).get(approver)
+        if decision == APPROVE and fingerprint is not None:
+            paths = [f"/v1/transfers/{transfer.transfer_id}:approve"]
+            check_signed_approval(signed, fingerprint, paths, from_hex(terms))
         # (2) Its exact body, in a row, while approvals are taken.
         now = await self._rows.now()
         expires_at = now + timedelta(seconds=rule["valid_s"])
-        subject = {"terms_sha256": terms_hash(transfer), "transfer_id": transfer.transfer_id}
+        subject = {"terms_sha256": terms, "transfer_id": transfer.transfer_id}
         link_id = transfer_link(transfer.transfer_id)
-        approval = make_approval(link_id, approver, decision, subject, now, expires_at, transfer.traceparent)
+        approval = make_approval(link_id, approver, decision, subject, now, expires_at, transfer.traceparent, signed)
         if await self._rows.decide_transfer(transfer.transfer_id, approval):
             return approval
         stored = await self._stored(transfer.transfer_id, approver)

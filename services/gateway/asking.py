@@ -19,13 +19,14 @@ BATCH_TIMEOUT_S = 30.0
 CALLS_AT_ONCE = 16
 # Not now, or outcome unknown: the step is asked again. Everything else is an answer.
 _RETRIED = frozenset({Code.UNAVAILABLE, Code.ABORTED, Code.DEADLINE_EXCEEDED, Code.CANCELLED, Code.RESOURCE_EXHAUSTED})
+# A broken chain, and clocks that are apart, are for an operator to mend; until then their transfers wait.
+_WAITED_FOR = frozenset({Reason.CHAIN_BROKEN, Reason.CLOCK_SKEW})
 _FIRST_DELAY_S = 0.1
 _LONGEST_DELAY_S = 2.0
 
 
 def is_retried(error: WalletError) -> bool:
-    # A broken chain is for an operator to mend; until then its transfers wait.
-    return error.reason.code in _RETRIED or error.reason is Reason.CHAIN_BROKEN
+    return error.reason.code in _RETRIED or error.reason in _WAITED_FOR
 
 
 def retry_delay_s(attempts: int) -> float:

@@ -12,7 +12,7 @@ from services.gateway.changes import Changes, Watch
 from services.gateway.dispatcher import Dispatcher
 from services.gateway.personal import Client, PersonalVault
 from services.gateway.store import Store
-from services.gateway.superseding_rows import SupersedingRows, cancel_link_id
+from services.gateway.superseding_rows import SupersedingRows
 from services.gateway.transfer import UNSIGNED_STATES, Transfer
 
 # The signer is asked whether there is a signature; this long the answer is waited for.
@@ -35,14 +35,14 @@ class Cancellation:
         self._dispatcher = dispatcher
 
     async def cancel(self, transfer_id: str, client: Client) -> Transfer:
-        """The transfer, failed or about to be, or the superseding link; the same at every call.
+        """The transfer, failed or about to be, or the superseding link; the same at every call, until that link has
+        failed unsigned: then another one.
 
         Raises:
             WalletError: NOT_FOUND, INVALID_REQUEST, TRANSFER_CLOSED, as `SupersedingRows.cancel` says.
         """
-        sealed = self._vault.seal(cancel_link_id(transfer_id), client)
         with self._changes.watch(transfer_id) as watch:
-            transfer = await self._rows.cancel(transfer_id, sealed)
+            transfer = await self._rows.cancel(transfer_id, lambda link_id: self._vault.seal(link_id, client))
             if transfer.supersedes is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_WAIT_S):

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.core.errors import Reason, WalletError
+from services.gateway.metrics import count_transfers
 from services.gateway.replacement_rows import Stall, enter_stalls
 from services.gateway.transfer import FINAL_STATES, State
 from services.runtime.db import Database
@@ -74,6 +75,7 @@ class ChainChanges:
                 await connection.execute(_MOVING_AGAIN, {"ids": sorted(moving)})
             if spent:
                 await connection.execute(_SPENT, {"ids": sorted(spent)})
+        count_transfers(change.state for change in entered if change.state is not None)
         return {change.transfer_id for change in entered} | spent
 
 

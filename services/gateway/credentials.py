@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Protocol
 
+from services.core.client_keys import ClientKey
 from services.core.errors import Reason, WalletError
-from services.gateway.client_keys import ClientKey
 
 _TOKEN = re.compile(r"gl_([0-9a-f]{16})_([A-Za-z0-9_-]{43})")
 _CACHE_S = 5.0

@@ -136,7 +136,12 @@ def _rule(decision: signer_pb2.PolicyDecision) -> dict[str, Any] | None:
     if not decision.HasField("approval"):
         return None
     approval = decision.approval
-    return {"count": approval.count, "valid_s": approval.valid_s, "approvers": list(approval.approvers)}
+    return {
+        "count": approval.count,
+        "valid_s": approval.valid_s,
+        "approvers": list(approval.approvers),
+        "keys": dict(approval.keys),
+    }
 
 
 def _refusal(reason: Reason) -> WalletError:

@@ -42,6 +42,11 @@ class Dispatcher:
         self._stopping = False
         self.beating = False
 
+    @property
+    def due_accounts(self) -> int:
+        """With work that no lane has taken up."""
+        return len(self._due)
+
     async def run(self) -> None:
         """Until cancelled. Then lanes end, and so do this worker's leases."""
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import datetime
 
 from opentelemetry.trace import Status, StatusCode
 
@@ -11,28 +11,39 @@ from protos.wallet.v1 import signer_pb2, txbuilder_pb2
 from services.core.errors import Reason, WalletError
 from services.gateway.asking import CALLS_AT_ONCE, SINGLE_TIMEOUT_S, Round, retry_delay_s
 from services.gateway.changes import Changes
+from services.gateway.metrics import count_transfers
 from services.gateway.peers import Peers
 from services.gateway.progress import Progress
 from services.gateway.superseding_rows import SupersedingRows
 from services.gateway.telemetry import FAILURE, tracer
 from services.gateway.transfer import State, Transfer, failure_document
 from services.runtime import attributes
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.telemetry import stored_context
 
 
 class Failing:
-    def __init__(self, progress: Progress, superseding: SupersedingRows, peers: Peers, changes: Changes) -> None:
+    def __init__(
+        self,
+        progress: Progress,
+        superseding: SupersedingRows,
+        peers: Peers,
+        changes: Changes,
+        clock: DatabaseClock,
+    ) -> None:
         self._progress = progress
         self._superseding = superseding
         self._peers = peers
         self._changes = changes
+        self._clock = clock
 
     async def run(self, found: Round) -> float | None:
         """End what `found.failures` names. The seconds after which a transfer that is signed after all is due."""
         if not found.failures:
             return None
         # (1) Why, in the row: after a crash the reason is still the first one.
-        new = [(t, failure_document(by_meaning(t, error))) for t, error in found.failures if t.failure is None]
+        now = await self._clock.now()
+        new = [(t, failure_document(by_meaning(t, error, now))) for t, error in found.failures if t.failure is None]
         kept = await self._progress.failing(new)
         failing = [(t, e) for t, e in found.failures if t.failure is not None or t.transfer_id in kept]
         # (2) The signer promises never to sign; (3) only then the nonce is free.
@@ -54,6 +65,7 @@ class Failing:
         for transfer in ended:
             if transfer.transfer_id in failed:
                 transfer.state = State.FAILED
+        count_transfers(State.FAILED for _ in failed)
         self._changes.announce(failed)
         return await self._go_on(signed_after_all)
 
@@ -81,10 +93,10 @@ class Failing:
         return min([delay_s for _, delay_s in rows] + [0.0] * len(cancelled), default=None)
 
 
-def by_meaning(transfer: Transfer, error: WalletError) -> WalletError:
+def by_meaning(transfer: Transfer, error: WalletError, now: datetime) -> WalletError:
     """Approvals that the signer misses were given too long ago, where the time for them is over."""
     expires_at = transfer.approval_expires_at
-    if error.reason is Reason.APPROVAL_REQUIRED and expires_at is not None and expires_at <= datetime.now(UTC):
+    if error.reason is Reason.APPROVAL_REQUIRED and expires_at is not None and expires_at <= now:
         return WalletError(Reason.APPROVAL_EXPIRED, Reason.APPROVAL_EXPIRED.meaning)
     return error
 

@@ -11,6 +11,7 @@ from protos.wallet.v1 import broadcaster_pb2
 from services.core.errors import Reason, WalletError
 from services.gateway.asking import retry_delay_s
 from services.gateway.chain_changes import ChainChange, ChainChanges
+from services.gateway.chain_health import CHAIN_CLOCK
 from services.gateway.changes import Changes
 from services.gateway.leases import Leases
 from services.gateway.peers import Peers
@@ -36,6 +37,7 @@ _STALLS = {
     broadcaster_pb2.STALL_CAUSE_NOT_MINED: ("NOT_MINED", True),
     broadcaster_pb2.STALL_CAUSE_UNDERPRICED: ("UNDERPRICED", True),
     broadcaster_pb2.STALL_CAUSE_INSUFFICIENT_FUNDS: ("INSUFFICIENT_FUNDS", False),
+    broadcaster_pb2.STALL_CAUSE_CHAIN_CLOCK: (CHAIN_CLOCK, False),
 }
 
 

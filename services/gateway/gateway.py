@@ -34,7 +34,13 @@ from services.gateway.signatures import Signatures
 from services.gateway.store import Store
 from services.gateway.submissions import Submissions
 from services.gateway.superseding_rows import SupersedingRows
+from services.gateway.transfer import Transfer
+from services.gateway.views import TransferView, transfer_view
+from services.runtime.attributes import WALLET_CHAIN_ID
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.db import Database
+from services.runtime.metric_names import WALLET_CHAIN_BROKEN, WALLET_DISPATCHER_QUEUE_DEPTH, WALLET_NONCE_GAPS
+from services.runtime.metrics import observe
 
 _GAPS_EVERY_S = 3.0
 _POLICIES_EVERY_S = 3.0
@@ -48,17 +54,18 @@ class Gateway:
         self.identifiers = IdentifierSource()
         self.leases = leases = Leases(database)
         self._chains = ChainHealth(peers)
-        approval_rows, superseding = ApprovalRows(database), SupersedingRows(database)
+        self._clock = clock = DatabaseClock(database)
+        approval_rows, superseding = ApprovalRows(database), SupersedingRows(database, clock)
         approval_log = ApprovalLog(approval_rows, peers)
         self.approvals = Approvals(store, approval_rows, approval_log, vault)
         self.dispatcher = Dispatcher(leases, self._saga(database, superseding, vault))
         wake = self.dispatcher.wake
-        self.acceptance = Acceptance(store, peers, vault, self.identifiers, self._chains, wake)
+        self.acceptance = Acceptance(store, peers, vault, self.identifiers, self._chains, clock, wake)
         self.cancellation = Cancellation(store, superseding, vault, changes, self.dispatcher)
         self.policy_changes = PolicyChanges(
             PolicyRows(database), approval_rows, approval_log, peers, settings.policy_proposal_valid_s
         )
-        self._gaps = GapRepair(superseding, peers, self._chains, wake, settings.gap_after_s)
+        self._gaps = GapRepair(superseding, peers, self._chains, clock, wake, settings.gap_after_s)
         self._follower = Follower(leases, ChainChanges(database), peers, changes, self.dispatcher.owner)
 
     def _saga(self, database: Database, superseding: SupersedingRows, vault: PersonalVault) -> Saga:
@@ -74,8 +81,18 @@ class Gateway:
             submissions=submissions,
             replacing=Replacing(ReplacementRows(database), peers, signatures, submissions, changes),
             ending=Ending(progress, superseding, changes),
-            failing=Failing(progress, superseding, peers, changes),
+            failing=Failing(progress, superseding, peers, changes, self._clock),
         )
+
+    def view(self, transfer: Transfer) -> TransferView:
+        return transfer_view(transfer, self._chains.stall(transfer.chain_id, transfer.state))
+
+    def observe(self) -> None:
+        """Have what there is now read by whoever collects metrics."""
+        chains, gaps = self._chains, self._gaps
+        observe(WALLET_DISPATCHER_QUEUE_DEPTH, lambda: [(self.dispatcher.due_accounts, None)])
+        observe(WALLET_NONCE_GAPS, lambda: [(count, None)] if (count := gaps.open_gaps()) is not None else [])
+        observe(WALLET_CHAIN_BROKEN, lambda: [(1, {WALLET_CHAIN_ID: name}) for name in chains.broken_chains])
 
     async def run(self) -> None:
         """Saga, follower, and the duties that one worker of all has; until cancelled."""

@@ -17,11 +17,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.core.content_digest import check_content_digest
 from services.core.errors import Reason, WalletError
-from services.gateway.content_digest import check_content_digest
 from services.gateway.problems import TRACEPARENT_KEY, problem_response
 from services.gateway.telemetry import SIGNATURE_ROOTS, tracer
 from services.runtime import attributes
+from services.runtime.span_flags import as_ordinary
 from services.runtime.telemetry import format_traceparent, new_traceparent, parse_traceparent
 
 MAX_BODY_BYTES = 1024 * 1024
@@ -68,7 +69,8 @@ class HttpGate:
         # W3C Trace Context §3.3: more than one traceparent header is none.
         sent = headers.getlist("traceparent")
         remote = parse_traceparent(sent[0]) if len(sent) == 1 else None
-        parent = trace.set_span_in_context(NonRecordingSpan(remote), Context()) if remote else Context()
+        # A stranger's flag makes nothing a signature operation: the name of the span does.
+        parent = trace.set_span_in_context(NonRecordingSpan(as_ordinary(remote)), Context()) if remote else Context()
         name = f"{method} {template}" if template else method
         if scope["path"] in _UNTRACED:
             span: Span = NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)
@@ -77,17 +79,17 @@ class HttpGate:
             span.set_attribute(attributes.HTTP_REQUEST_METHOD, method)
             if template:
                 span.set_attribute(attributes.HTTP_ROUTE, template)
-        traceparent = _own_traceparent(span)
-        if remote and not span.is_recording():
-            # Tracing is off, or this trace is not sampled: adopt the caller's trace id with a span id of our own.
-            traceparent = f"00-{remote.trace_id:032x}-{traceparent[36:52]}-{int(remote.trace_flags) & 1:02x}"
+        own = span.get_span_context()
+        if own.is_valid and own != remote:
+            traceparent = format_traceparent(own)
+        else:
+            # Tracing is off: adopt the caller's trace id with a span id of our own.
+            traceparent = new_traceparent()
+            if remote:
+                traceparent = f"00-{remote.trace_id:032x}-{traceparent[36:52]}-{int(remote.trace_flags) & 1:02x}"
         # A signature operation is sampled, whatever the caller's flag says.
         scope[TRACEPARENT_KEY] = traceparent[:53] + "01" if name in SIGNATURE_ROOTS else traceparent
         return span
-
-
-def _own_traceparent(span: Span) -> str:
-    return format_traceparent(span.get_span_context()) if span.is_recording() else new_traceparent()
 
 
 class _Exchange:

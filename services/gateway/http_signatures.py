@@ -12,13 +12,11 @@ from typing import Any, NamedTuple, NoReturn
 from http_sf import StructuredFieldError, parse, ser
 from starlette.datastructures import Headers
 
+from services.core.client_keys import ClientKey
 from services.core.errors import Reason, WalletError
-from services.gateway.client_keys import ClientKey
+from services.core.signed_requests import MAX_SIGNATURE_BASE_BYTES, TAG
 
-# RFC 9421 §2.3: the application that the signature was made for.
-TAG = "goldenlink"
 MAX_AGE_S = 300
-MAX_SIGNATURE_BASE_BYTES = 4_096
 
 _INPUT, _SIGNATURE = "Signature-Input", "Signature"
 _DERIVED = frozenset({"@method", "@target-uri", "@authority", "@scheme", "@path", "@query"})

@@ -13,7 +13,15 @@ from typing import NamedTuple
 from protos.wallet.v1 import keys_pb2, signer_pb2
 from services.core.canonical import to_hex
 from services.core.errors import Code, Reason, WalletError, refuse
-from services.gateway.approval_log import APPROVE, REJECT, ApprovalLog, make_approval, policy_link
+from services.core.signed_requests import SignedRequest
+from services.gateway.approval_log import (
+    APPROVE,
+    REJECT,
+    ApprovalLog,
+    check_signed_approval,
+    make_approval,
+    policy_link,
+)
 from services.gateway.approval_rows import Approval, ApprovalRows
 from services.gateway.asking import SINGLE_TIMEOUT_S, is_retried
 from services.gateway.peers import Peers
@@ -89,13 +97,17 @@ class PolicyChanges:
     async def newest(self, limit: int) -> list[PolicyChange]:
         return [await self._change(proposal) for proposal in await self._rows.newest(limit)]
 
-    async def decide(self, sha256: bytes, approver: str, decision: str) -> tuple[Approval, PolicyChange]:
-        """Enter an approver's word; the same word again is the first one. The second approval puts it in force.
+    async def decide(
+        self, sha256: bytes, approver: str, decision: str, signed: SignedRequest | None
+    ) -> tuple[Approval, PolicyChange]:
+        """Enter an approver's word, with the signature of the request; the same word again is the first one. The second
+        approval puts it in force.
 
         Raises:
             WalletError: NOT_FOUND; ALREADY_EXISTS for a second, other word; SELF_APPROVAL for the proposer;
-                APPROVAL_REJECTED, APPROVAL_EXPIRED, TRANSFER_CLOSED when it is no longer open; EVIDENCE_UNAVAILABLE:
-                it is entered later.
+                ROLE_REQUIRED for one whom the policy in force does not name; REQUEST_SIGNATURE_INVALID for an approval
+                that the key there has not signed; APPROVAL_REJECTED, APPROVAL_EXPIRED, TRANSFER_CLOSED when it
+                is no longer open; EVIDENCE_UNAVAILABLE: it is entered later.
         """
         proposal = await self._rows.proposal(sha256)
         if proposal is None:
@@ -103,7 +115,7 @@ class PolicyChanges:
         change = await self._change(proposal)
         stored = next((one for one in change.approvals if one.approver == approver), None)
         if stored is None:
-            stored = await self._store_new(change, approver, decision)
+            stored = await self._store_new(change, approver, decision, signed)
         if stored.decision != decision:
             raise WalletError(
                 Reason.ALREADY_EXISTS, "this approver has decided otherwise", field="sha256", rule="is decided once"
@@ -119,7 +131,9 @@ class PolicyChanges:
         for proposal in await self._rows.open():
             await self._advance(proposal)
 
-    async def _store_new(self, change: PolicyChange, approver: str, decision: str) -> Approval:
+    async def _store_new(
+        self, change: PolicyChange, approver: str, decision: str, signed: SignedRequest | None
+    ) -> Approval:
         proposal = change.proposal
         if approver == proposal.proposer:
             raise WalletError(
@@ -127,10 +141,19 @@ class PolicyChanges:
             )
         if change.state in _CLOSED:
             raise _closed(change)
+        rule = (await self._peers.signer.GetPolicy(signer_pb2.GetPolicyRequest())).changes
+        if rule.approvers and approver not in rule.approvers:
+            named = "is of an approver whom the policy names"
+            raise WalletError(Reason.ROLE_REQUIRED, Reason.ROLE_REQUIRED.meaning, field="Authorization", rule=named)
+        if decision == APPROVE and approver in rule.keys:
+            paths = [f"/v1/policies/{prefix}{proposal.sha256.hex()}:approve" for prefix in ("0x", "")]
+            check_signed_approval(signed, rule.keys[approver], paths)
         now = await self._approvals.now()
         link_id = policy_link(proposal.sha256)
         subject = {"policy_sha256": to_hex(proposal.sha256), "proposer": proposal.proposer}
-        approval = make_approval(link_id, approver, decision, subject, now, proposal.expires_at, proposal.traceparent)
+        approval = make_approval(
+            link_id, approver, decision, subject, now, proposal.expires_at, proposal.traceparent, signed
+        )
         if await self._approvals.decide_policy(proposal.sha256, approval):
             return approval
         # Decided meanwhile, by this approver or about the whole.

@@ -14,6 +14,7 @@ from protos.wallet.v1 import txbuilder_pb2
 from services.core.errors import Reason, WalletError
 from services.gateway.asking import SINGLE_TIMEOUT_S, Round, ask_each
 from services.gateway.changes import Changes
+from services.gateway.metrics import bumps
 from services.gateway.peers import Peers
 from services.gateway.replacement_rows import Replacement, ReplacementRows
 from services.gateway.signatures import Signatures, Unsigned
@@ -86,6 +87,7 @@ class Replacing:
         items = [Signed(transfer, stored[transfer.transfer_id].raw_tx or b"") for transfer in transfers]
         answered = await self._submissions.ask(refused, items)
         kept = await self._rows.handed_over([(transfer, stored[transfer.transfer_id]) for transfer, _ in answered])
+        bumps.add(len(kept))
         self._changes.announce(kept)
 
     async def _pause(self, refusals: list[tuple[Transfer, WalletError]]) -> None:

@@ -30,7 +30,6 @@ from services.gateway.views import (
     account_view,
     link_view,
     policy_view,
-    transfer_view,
     wallet_view,
 )
 
@@ -113,7 +112,9 @@ async def create_transfer(
     (transfer,) = await gateway_of(request).acceptance.accept([body], submitter, batch=False)
     # A repeated request is answered with the trace of the transfer that it made.
     trace = {"traceparent": transfer.traceparent, "X-Trace-ID": transfer.trace_id}
-    return json_response(transfer_view(transfer), 202, {"Location": f"/v1/transfers/{transfer.transfer_id}", **trace})
+    return json_response(
+        gateway_of(request).view(transfer), 202, {"Location": f"/v1/transfers/{transfer.transfer_id}", **trace}
+    )
 
 
 @router.post("/v1/transfers:batch", status_code=202, response_model=TransferListView, tags=["transfers"])
@@ -123,7 +124,9 @@ async def create_transfers(
     """Accept up to 1,000 transfers or none; each has a trace of its own, linked to this request's."""
     submitter = _submitter(request, credential, key)
     transfers = await gateway_of(request).acceptance.accept(body.transfers, submitter, batch=True)
-    return json_response(TransferListView(transfers=[transfer_view(transfer) for transfer in transfers]), 202)
+    return json_response(
+        TransferListView(transfers=[gateway_of(request).view(transfer) for transfer in transfers]), 202
+    )
 
 
 @router.get("/v1/transfers", response_model=TransferListView, tags=["transfers"])
@@ -140,12 +143,14 @@ async def list_transfers(
     """Newest first."""
     found = await gateway_of(request).store.page(limit, cursor, state, account_id)
     next_cursor = found[-1].transfer_id if len(found) == limit else None
-    return json_response(TransferListView(transfers=[transfer_view(transfer) for transfer in found], next=next_cursor))
+    return json_response(
+        TransferListView(transfers=[gateway_of(request).view(transfer) for transfer in found], next=next_cursor)
+    )
 
 
 @router.get("/v1/transfers/{id}", response_model=TransferView, tags=["transfers"])
 async def read_transfer(request: Request, id: ResourceId, credential: Reader) -> Response:
-    return json_response(transfer_view(await _stored(request, id)))
+    return json_response(gateway_of(request).view(await _stored(request, id)))
 
 
 @router.get(

@@ -109,5 +109,15 @@ async def _broadcaster(peers: Peers) -> ServiceStatusView:
     ]
     broken = [{"chain_id": chain.chain_id, "cause": chain.cause} for chain in reply.broken_chains]
     missing += [f"{chain['chain_id']} is broken: {chain['cause']}" for chain in broken]
-    details = {"nodes": nodes, "nodes_required": reply.nodes_required, "broken_chains": broken}
+    missing += [
+        f"{clock.chain_id}: its clock is {clock.behind_s} s behind; nothing is sent until it is right."
+        for clock in reply.chain_clocks
+        if clock.holds
+    ]
+    details = {
+        "nodes": nodes,
+        "nodes_required": reply.nodes_required,
+        "broken_chains": broken,
+        "chain_clocks": [{"chain_id": clock.chain_id, "behind_s": clock.behind_s} for clock in reply.chain_clocks],
+    }
     return ServiceStatusView(answering=True, missing=missing, details=details)

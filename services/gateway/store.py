@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.gateway.client_keys import ClientKey
+from services.core.client_keys import ClientKey
 from services.gateway.credentials import Credential, Role
 from services.gateway.transfer import State, Transfer
 from services.gateway.transfer_rows import COLUMNS, insert_transfers, read_transfer, read_transfers

@@ -6,9 +6,9 @@ A superseding link is a transfer of nothing from the sender to itself, under the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import sha256
 
 from sqlalchemy import text
@@ -17,15 +17,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.core.errors import Reason, WalletError, refuse
 from services.gateway.transfer import UNSIGNED_STATES, AccountKey, State, Transfer, failure_document
 from services.gateway.transfer_rows import insert_unless_stored, lock_transfer
+from services.runtime.database_clock import DatabaseClock
 from services.runtime.db import Database
 
 MAX_LINK_ID = 64
-# A gap that was filled, given back and left open again, so often.
+# A link that failed is closed for ever, so the next one for the same end has another name; so often.
 _MOST_TURNS = 16
 
 
-def cancel_link_id(transfer_id: str) -> str:
-    return f"{transfer_id}:cancel"
+def cancel_link_id(transfer_id: str, turn: int = 0) -> str:
+    """Of the first link that supersedes this transfer, or of a later one."""
+    return f"{transfer_id}:cancel" + (f".{turn}" if turn else "")
 
 
 def gap_link_id(account: AccountKey, nonce: int, turn: int = 0) -> str:
@@ -34,9 +36,10 @@ def gap_link_id(account: AccountKey, nonce: int, turn: int = 0) -> str:
     return name if len(name) <= MAX_LINK_ID else f"gap:{sha256(name.encode()).hexdigest()[:40]}"
 
 
-def superseding(transfer: Transfer, transfer_id: str, supersedes: str, personal: bytes | None) -> Transfer:
+def superseding(
+    transfer: Transfer, transfer_id: str, supersedes: str, personal: bytes | None, now: datetime
+) -> Transfer:
     """The link `transfer_id`, of the account and nonce of `transfer`, in its trace."""
-    now = datetime.now(UTC)
     return Transfer(
         transfer_id=transfer_id,
         state=State.ACCEPTED,
@@ -59,18 +62,21 @@ def superseding(transfer: Transfer, transfer_id: str, supersedes: str, personal:
 
 
 class SupersedingRows:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, clock: DatabaseClock) -> None:
         self._database = database
+        self._clock = clock
 
-    async def cancel(self, transfer_id: str, cancelled_by: bytes) -> Transfer:
+    async def cancel(self, transfer_id: str, seal: Callable[[str], bytes]) -> Transfer:
         """Begin to cancel; the transfer as it is then, or its superseding link where it has one.
 
-        Without a signature it begins to fail, and whoever works on it loses it. With one a superseding link is stored.
+        Without a signature it begins to fail, and whoever works on it loses it. With one a superseding link is stored,
+        and another where the last one failed before it was signed. `seal` encrypts who cancels, for a link's id.
 
         Raises:
             WalletError: NOT_FOUND; INVALID_REQUEST for a superseding link; TRANSFER_CLOSED where it is in a block, has
                 ended otherwise, or another transaction has its nonce.
         """
+        now = await self._clock.now()
         async with self._database.begin() as connection:
             transfer = await lock_transfer(connection, transfer_id)
             if transfer is None:
@@ -78,25 +84,31 @@ class SupersedingRows:
             if transfer.supersedes is not None:
                 refuse("id", "is not itself a superseding link")
             if transfer.superseded_by is not None:
-                return await _stored(connection, transfer.superseded_by)
+                link = await _stored(connection, transfer.superseded_by)
+                if link.state is not State.FAILED or link.raw_tx is not None:
+                    return link
             if _is_cancelled(transfer):
                 return transfer
             if transfer.state in UNSIGNED_STATES:
-                await connection.execute(_BEGIN_TO_FAIL, _failing_values(transfer, cancelled_by))
+                sealed = seal(cancel_link_id(transfer_id))
+                await connection.execute(_BEGIN_TO_FAIL, _failing_values(transfer, sealed))
                 return transfer
             if transfer.state not in (State.SIGNED, State.SUBMITTED) or transfer.nonce_spent:
                 rule = "is not in a block, has not ended, and no other transaction has its nonce"
                 reason = Reason.TRANSFER_CLOSED
                 raise WalletError(reason, reason.meaning, field="id", rule=rule, state=transfer.state)
-            return await _supersede(connection, transfer, cancelled_by)
+            name = await _next_name(connection, transfer_id)
+            return await _supersede(connection, transfer, name, seal(name), now)
 
     async def supersede(self, transfer: Transfer) -> set[str]:
         """A transfer that was to be cancelled has a signature: it goes on, and a superseding link against it."""
+        now = await self._clock.now()
         async with self._database.begin() as connection:
             current = await lock_transfer(connection, transfer.transfer_id)
             if current is None or current.fencing != transfer.fencing:
                 return set()
-            link = await _supersede(connection, current, current.cancelled_by)
+            name = cancel_link_id(transfer.transfer_id)
+            link = await _supersede(connection, current, name, current.cancelled_by, now)
             await connection.execute(_GO_ON, {"id": transfer.transfer_id})
             return {transfer.transfer_id, link.transfer_id}
 
@@ -136,9 +148,25 @@ def _failing_values(transfer: Transfer, cancelled_by: bytes) -> dict[str, object
     return {"id": transfer.transfer_id, "by": cancelled_by, "failure": json.dumps(failure)}
 
 
-async def _supersede(connection: AsyncConnection, transfer: Transfer, personal: bytes | None) -> Transfer:
-    """The superseding link of a transfer whose row is locked."""
-    link = superseding(transfer, cancel_link_id(transfer.transfer_id), transfer.transfer_id, personal)
+async def _next_name(connection: AsyncConnection, transfer_id: str) -> str:
+    """Of the link that supersedes a transfer whose row is locked, after those that failed.
+
+    Raises:
+        WalletError: TRANSFER_CLOSED after too many of them.
+    """
+    names = [cancel_link_id(transfer_id, turn) for turn in range(_MOST_TURNS)]
+    known = len((await connection.execute(_STATES, {"ids": names})).all())
+    if known == len(names):
+        rule = f"was not tried {known} times"
+        raise WalletError(Reason.TRANSFER_CLOSED, Reason.TRANSFER_CLOSED.meaning, field="id", rule=rule)
+    return names[known]
+
+
+async def _supersede(
+    connection: AsyncConnection, transfer: Transfer, name: str, personal: bytes | None, now: datetime
+) -> Transfer:
+    """The superseding link, by this name, of a transfer whose row is locked."""
+    link = superseding(transfer, name, transfer.transfer_id, personal, now)
     await insert_unless_stored(connection, link)
     await connection.execute(_MARK, {"id": transfer.transfer_id, "by": link.transfer_id})
     return await _stored(connection, link.transfer_id)

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from services.gateway.client_keys import ClientKey, read_public_key
+from services.core.client_keys import ClientKey, read_public_key
 from services.gateway.credentials import Role, new_token
 from services.runtime.db import database_url
 from services.runtime.settings import DatabaseSettings

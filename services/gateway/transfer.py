@@ -77,7 +77,7 @@ class Transfer:
     nonce_spent: bool = False
     # Encrypted under the superseding link's id: who asked to cancel it.
     cancelled_by: bytes | None = None
-    # {"count", "valid_s", "approvers"}, and until when approvals are taken.
+    # {"count", "valid_s", "approvers", "keys"}, and until when approvals are taken.
     approval: dict[str, Any] | None = None
     approval_expires_at: datetime | None = None
 

@@ -30,6 +30,9 @@ class ApprovalRuleView(BaseModel):
     count: int = Field(description="Distinct approvers, none of them the requester.")
     valid_s: int = Field(description="Seconds that an approval counts.")
     approvers: list[str] = Field(description="Who may approve; empty: every approver.")
+    keys: dict[str, str] = Field(
+        default={}, description="By name: the fingerprint of the key that has to sign this approver's approval."
+    )
     expires_at: str = Field(description="Until then approvals are taken.")
 
 
@@ -52,7 +55,8 @@ class TransferView(BaseModel):
     failure: FailureView | None
     replacements: int = Field(description="Fee bumps that the broadcaster holds beside the first transaction.")
     stall: str | None = Field(
-        description="Why it is not mined: NOT_MINED, UNDERPRICED, INSUFFICIENT_FUNDS, FEE_CAP_REACHED; else null."
+        description="Why it does not go on: NOT_MINED, UNDERPRICED, INSUFFICIENT_FUNDS, FEE_CAP_REACHED, CHAIN_CLOCK; "
+        "else null."
     )
     supersedes: str | None = Field(
         description="Of a superseding transfer: whose nonce it spends, empty for one that was given back; else null."
@@ -179,7 +183,8 @@ def failure_view(failure: dict[str, Any] | None) -> FailureView | None:
     return FailureView(**failure) if failure is not None else None
 
 
-def transfer_view(transfer: Transfer) -> TransferView:
+def transfer_view(transfer: Transfer, waits_for: str | None) -> TransferView:
+    """`waits_for` is what all of its chain in its state wait for: shown where it has no stall of its own."""
     return TransferView(
         id=transfer.transfer_id,
         state=transfer.state,
@@ -199,7 +204,7 @@ def transfer_view(transfer: Transfer) -> TransferView:
         # A failure is stored before it is carried out, and is told once it is.
         failure=failure_view(transfer.failure) if transfer.state is State.FAILED else None,
         replacements=transfer.replacement,
-        stall=transfer.stall,
+        stall=transfer.stall or waits_for,
         supersedes=transfer.supersedes,
         superseded_by=transfer.superseded_by,
         terms_sha256=terms_hash(transfer) if transfer.approval is not None else None,

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import logging
 
-from opentelemetry import metrics
-
 from services.core.account_ids import AccountIds
 from services.core.amounts import format_chain_id
 from services.core.errors import Reason, WalletError
 from services.core.transactions import encode_unsigned
 from services.runtime.lock import LeaseLock
+from services.runtime.metric_names import WALLET_NONCE_ALLOCATIONS_WITHOUT_LOCK
+from services.runtime.metrics import counter
 from services.txbuilder.chain import AccountState, ChainReader
 from services.txbuilder.fees import Market, check_gas_limit, intrinsic_gas, with_margin
 from services.txbuilder.store import AccountKey, NonceSequence, Reservation, Store
 from services.txbuilder.transfers import Draft, compose
 
 _log = logging.getLogger(__name__)
-_without_lock = metrics.get_meter("goldenlink.txbuilder").create_counter(
-    "wallet.nonce.allocations_without_lock", description="Allocations that went through the row lock alone"
-)
+_without_lock = counter(WALLET_NONCE_ALLOCATIONS_WITHOUT_LOCK)
 
 Built = Reservation | WalletError
 Estimated = tuple[Draft, int]

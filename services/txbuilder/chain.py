@@ -12,8 +12,11 @@ from typing import Any, TypeVar
 from services.core.addresses import Address
 from services.core.canonical import to_hex
 from services.core.errors import Reason, WalletError
+from services.runtime.chain_nodes import ChainNodes
 from services.runtime.json_rpc import Call
-from services.runtime.nodes import ChainNodes, Node, NodeRefusal, Nodes, quantity
+from services.runtime.node import Node
+from services.runtime.node_answer import NodeRefusal, quantity
+from services.runtime.nodes import Nodes
 from services.txbuilder.fees import Market, priority_fee
 from services.txbuilder.transfers import Draft
 

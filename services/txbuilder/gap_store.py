@@ -31,17 +31,17 @@ class GapStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def unfinished(self, chain_ids: Collection[str], older_than_s: float, limit: int) -> list[AccountKey]:
-        """Accounts with a reservation of that age that was not known to be final, when they were looked at last."""
+    async def unfinished(
+        self, chain_ids: Collection[str], older_than_s: float, after: AccountKey | None, limit: int
+    ) -> list[AccountKey]:
+        """Accounts with a reservation of that age that was not known to be final, when they were looked at last.
+
+        The first `limit` behind `after`, by chain and address.
+        """
         async with self._database.statement() as connection:
             rows = await connection.execute(
                 text("""
-                    SELECT a.chain_id, a.address, EXISTS (
-                        SELECT FROM txbuilder.free_nonces f
-                        WHERE f.chain_id = a.chain_id AND f.address = a.address
-                            AND f.nonce >= a.finalized_nonce AND f.freed_at < clock_timestamp() - CAST(:age AS interval)
-                    ) AS given_back
-                    FROM txbuilder.accounts a
+                    SELECT a.chain_id, a.address FROM txbuilder.accounts a
                     WHERE a.next_nonce > a.finalized_nonce AND a.chain_id = ANY (CAST(:chain_ids AS text[]))
                     AND EXISTS (
                         SELECT FROM txbuilder.reservations r
@@ -49,9 +49,16 @@ class GapStore:
                             AND (r.supersedes IS NULL OR r.supersedes = '')
                             AND r.reserved_at < clock_timestamp() - CAST(:age AS interval)
                     )
-                    ORDER BY given_back DESC, random() LIMIT :limit
+                    AND (a.chain_id, a.address) > (CAST(:after_chain_id AS text), CAST(:after_address AS bytea))
+                    ORDER BY a.chain_id, a.address LIMIT :limit
                 """),
-                {"chain_ids": sorted(chain_ids), "age": timedelta(seconds=older_than_s), "limit": limit},
+                {
+                    "chain_ids": sorted(chain_ids),
+                    "age": timedelta(seconds=older_than_s),
+                    "after_chain_id": after.chain_id if after is not None else "",
+                    "after_address": after.address if after is not None else b"",
+                    "limit": limit,
+                },
             )
             return [AccountKey(row.chain_id, Address(row.address)) for row in rows]
 

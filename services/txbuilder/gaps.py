@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 MOST = 1_000
 # Accounts that one search asks the chain about.
-_ACCOUNTS = 32
+PAGE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +28,29 @@ class Gap:
     transfer_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class GapPage:
+    gaps: list[Gap]
+    # Where the next search begins; None after the last account.
+    next: AccountKey | None
+
+
 class GapSearch:
     def __init__(self, store: GapStore, chain: ChainReader) -> None:
         self._store = store
         self._chain = chain
 
-    async def run(self, older_than_s: float) -> list[Gap]:
-        """At most 1,000 that have stood for `older_than_s`, the lowest of each account first.
+    async def run(self, older_than_s: float, after: AccountKey | None = None) -> GapPage:
+        """Those that have stood for `older_than_s`, of the next 32 accounts `after` one: at most 1,000, the lowest of
+        each account first.
 
-        An account whose chain cannot be read now is left out. Of more accounts than one search asks about, those with
-        a nonce that was given back come first, the rest by lot.
+        An account whose chain cannot be read now is left out.
         """
-        accounts = await self._store.unfinished(self._chain.chain_ids, older_than_s, _ACCOUNTS)
+        accounts = await self._store.unfinished(self._chain.chain_ids, older_than_s, after, PAGE)
         searches = await asyncio.gather(*(self._search(account, older_than_s) for account in accounts))
         in_turn = sorted((place, number) for number, gaps in enumerate(searches) for place in range(len(gaps)))
-        return [searches[number][place] for place, number in in_turn[:MOST]]
+        gaps = [searches[number][place] for place, number in in_turn[:MOST]]
+        return GapPage(gaps, accounts[-1] if len(accounts) == PAGE else None)
 
     async def _search(self, account: AccountKey, older_than_s: float) -> list[Gap]:
         try:

@@ -148,7 +148,9 @@ class TxBuilderServicer(txbuilder_pb2_grpc.TxBuilderServicer):
         )
 
     async def ListGaps(self, request: pb.ListGapsRequest, context: Context) -> pb.ListGapsResponse:
+        page = await self._gaps.run(request.older_than_ms / 1000, _account_after(request))
         return pb.ListGapsResponse(
+            next=_cursor(page.next) if page.next is not None else "",
             gaps=[
                 pb.Gap(
                     chain_id=gap.account.chain_id,
@@ -156,8 +158,8 @@ class TxBuilderServicer(txbuilder_pb2_grpc.TxBuilderServicer):
                     nonce=gap.nonce,
                     transfer_id=gap.transfer_id,
                 )
-                for gap in await self._gaps.run(request.older_than_ms / 1000)
-            ]
+                for gap in page.gaps
+            ],
         )
 
     async def GetBuilderStatus(self, request: pb.GetBuilderStatusRequest, context: Context) -> pb.BuilderStatus:
@@ -170,6 +172,24 @@ class TxBuilderServicer(txbuilder_pb2_grpc.TxBuilderServicer):
                 chain.block_number = health.market.block_number
                 chain.base_fee_wei = str(health.market.base_fee_wei)
         return reply
+
+
+def _cursor(account: AccountKey) -> str:
+    """CAIP-10."""
+    return f"{account.chain_id}:0x{account.address.hex()}"
+
+
+def _account_after(request: pb.ListGapsRequest) -> AccountKey | None:
+    if not request.after:
+        return None
+    chain_id, _, address = request.after.rpartition(":0x")
+    try:
+        account = AccountKey(chain_id, Address(bytes.fromhex(address)))
+    except ValueError:
+        refuse("after", "is the `next` of an earlier answer")
+    if len(account.address) != 20 or _cursor(account) != request.after:
+        refuse("after", "is the `next` of an earlier answer")
+    return account
 
 
 def _check_count(count: int, field: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.runtime.nodes import NodeSettings
+from services.runtime.node_settings import NodeSettings
 from services.runtime.settings import DatabaseSettings, ServiceSettings
 
 

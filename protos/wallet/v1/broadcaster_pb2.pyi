@@ -66,6 +66,10 @@ class _StallCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StallCause
     """The nodes want a higher fee: a transaction of the same nonce is in their pools, or their floor is above it."""
     STALL_CAUSE_INSUFFICIENT_FUNDS: _StallCause.ValueType  # 3
     """The account cannot pay value plus the largest fee."""
+    STALL_CAUSE_CHAIN_CLOCK: _StallCause.ValueType  # 4
+    """It is mined, in a block whose own time is so far before the intent's that the log does not take it: the chain's clock
+    was behind. No fee mends that.
+    """
 
 class StallCause(_StallCause, metaclass=_StallCauseEnumTypeWrapper):
     """Why a transaction that nodes were asked to take is not mined, as far as it is known."""
@@ -78,6 +82,10 @@ STALL_CAUSE_UNDERPRICED: StallCause.ValueType  # 2
 """The nodes want a higher fee: a transaction of the same nonce is in their pools, or their floor is above it."""
 STALL_CAUSE_INSUFFICIENT_FUNDS: StallCause.ValueType  # 3
 """The account cannot pay value plus the largest fee."""
+STALL_CAUSE_CHAIN_CLOCK: StallCause.ValueType  # 4
+"""It is mined, in a block whose own time is so far before the intent's that the log does not take it: the chain's clock
+was behind. No fee mends that.
+"""
 Global___StallCause: _TypeAlias = StallCause  # noqa: Y015
 
 @_typing.final
@@ -349,6 +357,7 @@ class BroadcasterStatus(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     NODES_REQUIRED_FIELD_NUMBER: _builtins.int
     BROKEN_CHAINS_FIELD_NUMBER: _builtins.int
+    CHAIN_CLOCKS_FIELD_NUMBER: _builtins.int
     nodes_required: _builtins.int
     """Nodes that must agree."""
     @_builtins.property
@@ -357,20 +366,53 @@ class BroadcasterStatus(_message.Message):
     def broken_chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrokenChain]:
         """Chains on which nothing may be signed any more."""
 
+    @_builtins.property
+    def chain_clocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainClock]: ...
     def __init__(
         self,
         *,
         nodes: _abc.Iterable[Global___NodeStatus] | None = ...,
         nodes_required: _builtins.int = ...,
         broken_chains: _abc.Iterable[Global___BrokenChain] | None = ...,
+        chain_clocks: _abc.Iterable[Global___ChainClock] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_chains", b"broken_chains", "nodes", b"nodes", "nodes_required", b"nodes_required"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["broken_chains", b"broken_chains", "chain_clocks", b"chain_clocks", "nodes", b"nodes", "nodes_required", b"nodes_required"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BroadcasterStatus: _TypeAlias = BroadcasterStatus  # noqa: Y015
+
+@_typing.final
+class ChainClock(_message.Message):
+    """How a chain's clock goes, by the times of the blocks that come while it is watched."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_ID_FIELD_NUMBER: _builtins.int
+    BEHIND_S_FIELD_NUMBER: _builtins.int
+    HOLDS_FIELD_NUMBER: _builtins.int
+    chain_id: _builtins.str
+    """CAIP-2."""
+    behind_s: _builtins.int
+    """Seconds behind ours, at least, as k nodes tell; negative: ahead. 0 before a block has come."""
+    holds: _builtins.bool
+    """It is so far behind that nothing is sent until it is right."""
+    def __init__(
+        self,
+        *,
+        chain_id: _builtins.str = ...,
+        behind_s: _builtins.int = ...,
+        holds: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind_s", b"behind_s", "chain_id", b"chain_id", "holds", b"holds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainClock: _TypeAlias = ChainClock  # noqa: Y015
 
 @_typing.final
 class BrokenChain(_message.Message):

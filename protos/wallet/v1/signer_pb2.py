@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from protos.wallet.v1 import common_pb2 as protos_dot_wallet_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/wallet/v1/signer.proto\x12\twallet.v1\x1a\x1dprotos/wallet/v1/common.proto\"<\n\x12\x43heckPolicyRequest\x12&\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x16.wallet.v1.PolicyCheck\"\xc0\x01\n\x0bPolicyCheck\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x1f\n\x05terms\x18\x02 \x01(\x0b\x32\x10.wallet.v1.Terms\x12\x19\n\x11\x64raft_unsigned_tx\x18\x03 \x01(\x0c\x12\"\n\x03key\x18\x04 \x01(\x0b\x32\x15.wallet.v1.KeyVersion\x12\'\n\trequester\x18\x05 \x01(\x0b\x32\x14.wallet.v1.Requester\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"C\n\x13\x43heckPolicyResponse\x12,\n\tdecisions\x18\x01 \x03(\x0b\x32\x19.wallet.v1.PolicyDecision\"\xcc\x01\n\x0ePolicyDecision\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\r\n\x05rules\x18\x02 \x03(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\r\x12\x15\n\rpolicy_sha256\x18\x04 \x01(\x0c\x12\x1b\n\x0e\x65vidence_index\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12.\n\x08\x61pproval\x18\x06 \x01(\x0b\x32\x17.wallet.v1.ApprovalRuleH\x01\x88\x01\x01\x42\x11\n\x0f_evidence_indexB\x0b\n\t_approval\"A\n\x0c\x41pprovalRule\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0f\n\x07valid_s\x18\x02 \x01(\r\x12\x11\n\tapprovers\x18\x03 \x03(\t\"\xe2\x01\n\x16SignTransactionRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x13\n\x0bunsigned_tx\x18\x02 \x01(\x0c\x12\x14\n\x0c\x66rom_address\x18\x03 \x01(\x0c\x12\"\n\x03key\x18\x04 \x01(\x0b\x32\x15.wallet.v1.KeyVersion\x12\'\n\trequester\x18\x05 \x01(\x0b\x32\x14.wallet.v1.Requester\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x17\n\nsupersedes\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_supersedes\"x\n\x11SignedTransaction\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06raw_tx\x18\x02 \x01(\x0c\x12\x0f\n\x07tx_hash\x18\x03 \x01(\x0c\x12\x14\n\x0cintent_index\x18\x04 \x01(\x04\x12\x17\n\x0fsignature_index\x18\x05 \x01(\x04\"K\n\x17SignTransactionsRequest\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32!.wallet.v1.SignTransactionRequest\"B\n\x18SignTransactionsResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.wallet.v1.SignResult\"i\n\nSignResult\x12.\n\x06signed\x18\x01 \x01(\x0b\x32\x1c.wallet.v1.SignedTransactionH\x00\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x10.wallet.v1.ErrorH\x00\x42\x08\n\x06result\"5\n\x0fVoidLinkRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"\x12\n\x10VoidLinkResponse\"\x12\n\x10GetPolicyRequest\"j\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x10\n\x08\x64ocument\x18\x03 \x01(\x0c\x12\x1b\n\x13ignored_file_sha256\x18\x04 \x01(\x0c\x12\x10\n\x08\x61\x63\x63ounts\x18\x05 \x03(\t\".\n\x1a\x43heckPolicyDocumentRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\">\n\x15\x41\x63tivatePolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"\x18\n\x16GetSignerStatusRequest\"\xaa\x01\n\x0cSignerStatus\x12\x13\n\x0btoken_ready\x18\x01 \x01(\x08\x12\x16\n\x0e\x65vidence_ready\x18\x02 \x01(\x08\x12\x16\n\x0e\x64\x61tabase_ready\x18\x03 \x01(\x08\x12\x1e\n\x16transport_key_approved\x18\x04 \x01(\x08\x12\x0f\n\x07missing\x18\x05 \x03(\t\x12\x13\n\x0btoken_label\x18\x06 \x01(\t\x12\x0f\n\x07workers\x18\x07 \x01(\r2\xf0\x04\n\x06Signer\x12L\n\x0b\x43heckPolicy\x12\x1d.wallet.v1.CheckPolicyRequest\x1a\x1e.wallet.v1.CheckPolicyResponse\x12R\n\x0fSignTransaction\x12!.wallet.v1.SignTransactionRequest\x1a\x1c.wallet.v1.SignedTransaction\x12[\n\x10SignTransactions\x12\".wallet.v1.SignTransactionsRequest\x1a#.wallet.v1.SignTransactionsResponse\x12\x43\n\x08VoidLink\x12\x1a.wallet.v1.VoidLinkRequest\x1a\x1b.wallet.v1.VoidLinkResponse\x12;\n\tGetPolicy\x12\x1b.wallet.v1.GetPolicyRequest\x1a\x11.wallet.v1.Policy\x12O\n\x13\x43heckPolicyDocument\x12%.wallet.v1.CheckPolicyDocumentRequest\x1a\x11.wallet.v1.Policy\x12\x45\n\x0e\x41\x63tivatePolicy\x12 .wallet.v1.ActivatePolicyRequest\x1a\x11.wallet.v1.Policy\x12M\n\x0fGetSignerStatus\x12!.wallet.v1.GetSignerStatusRequest\x1a\x17.wallet.v1.SignerStatusb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprotos/wallet/v1/signer.proto\x12\twallet.v1\x1a\x1dprotos/wallet/v1/common.proto\"<\n\x12\x43heckPolicyRequest\x12&\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x16.wallet.v1.PolicyCheck\"\xc0\x01\n\x0bPolicyCheck\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x1f\n\x05terms\x18\x02 \x01(\x0b\x32\x10.wallet.v1.Terms\x12\x19\n\x11\x64raft_unsigned_tx\x18\x03 \x01(\x0c\x12\"\n\x03key\x18\x04 \x01(\x0b\x32\x15.wallet.v1.KeyVersion\x12\'\n\trequester\x18\x05 \x01(\x0b\x32\x14.wallet.v1.Requester\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"C\n\x13\x43heckPolicyResponse\x12,\n\tdecisions\x18\x01 \x03(\x0b\x32\x19.wallet.v1.PolicyDecision\"\xcc\x01\n\x0ePolicyDecision\x12\x0f\n\x07\x61llowed\x18\x01 \x01(\x08\x12\r\n\x05rules\x18\x02 \x03(\t\x12\x16\n\x0epolicy_version\x18\x03 \x01(\r\x12\x15\n\rpolicy_sha256\x18\x04 \x01(\x0c\x12\x1b\n\x0e\x65vidence_index\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12.\n\x08\x61pproval\x18\x06 \x01(\x0b\x32\x17.wallet.v1.ApprovalRuleH\x01\x88\x01\x01\x42\x11\n\x0f_evidence_indexB\x0b\n\t_approval\"\x9f\x01\n\x0c\x41pprovalRule\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0f\n\x07valid_s\x18\x02 \x01(\r\x12\x11\n\tapprovers\x18\x03 \x03(\t\x12/\n\x04keys\x18\x04 \x03(\x0b\x32!.wallet.v1.ApprovalRule.KeysEntry\x1a+\n\tKeysEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xe2\x01\n\x16SignTransactionRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x13\n\x0bunsigned_tx\x18\x02 \x01(\x0c\x12\x14\n\x0c\x66rom_address\x18\x03 \x01(\x0c\x12\"\n\x03key\x18\x04 \x01(\x0b\x32\x15.wallet.v1.KeyVersion\x12\'\n\trequester\x18\x05 \x01(\x0b\x32\x14.wallet.v1.Requester\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x17\n\nsupersedes\x18\x07 \x01(\tH\x00\x88\x01\x01\x42\r\n\x0b_supersedes\"x\n\x11SignedTransaction\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\x0e\n\x06raw_tx\x18\x02 \x01(\x0c\x12\x0f\n\x07tx_hash\x18\x03 \x01(\x0c\x12\x14\n\x0cintent_index\x18\x04 \x01(\x04\x12\x17\n\x0fsignature_index\x18\x05 \x01(\x04\"K\n\x17SignTransactionsRequest\x12\x30\n\x05items\x18\x01 \x03(\x0b\x32!.wallet.v1.SignTransactionRequest\"B\n\x18SignTransactionsResponse\x12&\n\x07results\x18\x01 \x03(\x0b\x32\x15.wallet.v1.SignResult\"i\n\nSignResult\x12.\n\x06signed\x18\x01 \x01(\x0b\x32\x1c.wallet.v1.SignedTransactionH\x00\x12!\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x10.wallet.v1.ErrorH\x00\x42\x08\n\x06result\"5\n\x0fVoidLinkRequest\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x63\x61use\x18\x02 \x01(\t\"\x12\n\x10VoidLinkResponse\"\x12\n\x10GetPolicyRequest\"\x94\x01\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x10\n\x08\x64ocument\x18\x03 \x01(\x0c\x12\x1b\n\x13ignored_file_sha256\x18\x04 \x01(\x0c\x12\x10\n\x08\x61\x63\x63ounts\x18\x05 \x03(\t\x12(\n\x07\x63hanges\x18\x06 \x01(\x0b\x32\x17.wallet.v1.ApprovalRule\".\n\x1a\x43heckPolicyDocumentRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\">\n\x15\x41\x63tivatePolicyRequest\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x0c\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"\x18\n\x16GetSignerStatusRequest\"\xaa\x01\n\x0cSignerStatus\x12\x13\n\x0btoken_ready\x18\x01 \x01(\x08\x12\x16\n\x0e\x65vidence_ready\x18\x02 \x01(\x08\x12\x16\n\x0e\x64\x61tabase_ready\x18\x03 \x01(\x08\x12\x1e\n\x16transport_key_approved\x18\x04 \x01(\x08\x12\x0f\n\x07missing\x18\x05 \x03(\t\x12\x13\n\x0btoken_label\x18\x06 \x01(\t\x12\x0f\n\x07workers\x18\x07 \x01(\r2\xf0\x04\n\x06Signer\x12L\n\x0b\x43heckPolicy\x12\x1d.wallet.v1.CheckPolicyRequest\x1a\x1e.wallet.v1.CheckPolicyResponse\x12R\n\x0fSignTransaction\x12!.wallet.v1.SignTransactionRequest\x1a\x1c.wallet.v1.SignedTransaction\x12[\n\x10SignTransactions\x12\".wallet.v1.SignTransactionsRequest\x1a#.wallet.v1.SignTransactionsResponse\x12\x43\n\x08VoidLink\x12\x1a.wallet.v1.VoidLinkRequest\x1a\x1b.wallet.v1.VoidLinkResponse\x12;\n\tGetPolicy\x12\x1b.wallet.v1.GetPolicyRequest\x1a\x11.wallet.v1.Policy\x12O\n\x13\x43heckPolicyDocument\x12%.wallet.v1.CheckPolicyDocumentRequest\x1a\x11.wallet.v1.Policy\x12\x45\n\x0e\x41\x63tivatePolicy\x12 .wallet.v1.ActivatePolicyRequest\x1a\x11.wallet.v1.Policy\x12M\n\x0fGetSignerStatus\x12!.wallet.v1.GetSignerStatusRequest\x1a\x17.wallet.v1.SignerStatusb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.wallet.v1.signer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_APPROVALRULE_KEYSENTRY']._loaded_options = None
+  _globals['_APPROVALRULE_KEYSENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPOLICYREQUEST']._serialized_start=75
   _globals['_CHECKPOLICYREQUEST']._serialized_end=135
   _globals['_POLICYCHECK']._serialized_start=138
@@ -40,34 +42,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOLICYRESPONSE']._serialized_end=399
   _globals['_POLICYDECISION']._serialized_start=402
   _globals['_POLICYDECISION']._serialized_end=606
-  _globals['_APPROVALRULE']._serialized_start=608
-  _globals['_APPROVALRULE']._serialized_end=673
-  _globals['_SIGNTRANSACTIONREQUEST']._serialized_start=676
-  _globals['_SIGNTRANSACTIONREQUEST']._serialized_end=902
-  _globals['_SIGNEDTRANSACTION']._serialized_start=904
-  _globals['_SIGNEDTRANSACTION']._serialized_end=1024
-  _globals['_SIGNTRANSACTIONSREQUEST']._serialized_start=1026
-  _globals['_SIGNTRANSACTIONSREQUEST']._serialized_end=1101
-  _globals['_SIGNTRANSACTIONSRESPONSE']._serialized_start=1103
-  _globals['_SIGNTRANSACTIONSRESPONSE']._serialized_end=1169
-  _globals['_SIGNRESULT']._serialized_start=1171
-  _globals['_SIGNRESULT']._serialized_end=1276
-  _globals['_VOIDLINKREQUEST']._serialized_start=1278
-  _globals['_VOIDLINKREQUEST']._serialized_end=1331
-  _globals['_VOIDLINKRESPONSE']._serialized_start=1333
-  _globals['_VOIDLINKRESPONSE']._serialized_end=1351
-  _globals['_GETPOLICYREQUEST']._serialized_start=1353
-  _globals['_GETPOLICYREQUEST']._serialized_end=1371
-  _globals['_POLICY']._serialized_start=1373
-  _globals['_POLICY']._serialized_end=1479
-  _globals['_CHECKPOLICYDOCUMENTREQUEST']._serialized_start=1481
-  _globals['_CHECKPOLICYDOCUMENTREQUEST']._serialized_end=1527
-  _globals['_ACTIVATEPOLICYREQUEST']._serialized_start=1529
-  _globals['_ACTIVATEPOLICYREQUEST']._serialized_end=1591
-  _globals['_GETSIGNERSTATUSREQUEST']._serialized_start=1593
-  _globals['_GETSIGNERSTATUSREQUEST']._serialized_end=1617
-  _globals['_SIGNERSTATUS']._serialized_start=1620
-  _globals['_SIGNERSTATUS']._serialized_end=1790
-  _globals['_SIGNER']._serialized_start=1793
-  _globals['_SIGNER']._serialized_end=2417
+  _globals['_APPROVALRULE']._serialized_start=609
+  _globals['_APPROVALRULE']._serialized_end=768
+  _globals['_APPROVALRULE_KEYSENTRY']._serialized_start=725
+  _globals['_APPROVALRULE_KEYSENTRY']._serialized_end=768
+  _globals['_SIGNTRANSACTIONREQUEST']._serialized_start=771
+  _globals['_SIGNTRANSACTIONREQUEST']._serialized_end=997
+  _globals['_SIGNEDTRANSACTION']._serialized_start=999
+  _globals['_SIGNEDTRANSACTION']._serialized_end=1119
+  _globals['_SIGNTRANSACTIONSREQUEST']._serialized_start=1121
+  _globals['_SIGNTRANSACTIONSREQUEST']._serialized_end=1196
+  _globals['_SIGNTRANSACTIONSRESPONSE']._serialized_start=1198
+  _globals['_SIGNTRANSACTIONSRESPONSE']._serialized_end=1264
+  _globals['_SIGNRESULT']._serialized_start=1266
+  _globals['_SIGNRESULT']._serialized_end=1371
+  _globals['_VOIDLINKREQUEST']._serialized_start=1373
+  _globals['_VOIDLINKREQUEST']._serialized_end=1426
+  _globals['_VOIDLINKRESPONSE']._serialized_start=1428
+  _globals['_VOIDLINKRESPONSE']._serialized_end=1446
+  _globals['_GETPOLICYREQUEST']._serialized_start=1448
+  _globals['_GETPOLICYREQUEST']._serialized_end=1466
+  _globals['_POLICY']._serialized_start=1469
+  _globals['_POLICY']._serialized_end=1617
+  _globals['_CHECKPOLICYDOCUMENTREQUEST']._serialized_start=1619
+  _globals['_CHECKPOLICYDOCUMENTREQUEST']._serialized_end=1665
+  _globals['_ACTIVATEPOLICYREQUEST']._serialized_start=1667
+  _globals['_ACTIVATEPOLICYREQUEST']._serialized_end=1729
+  _globals['_GETSIGNERSTATUSREQUEST']._serialized_start=1731
+  _globals['_GETSIGNERSTATUSREQUEST']._serialized_end=1755
+  _globals['_SIGNERSTATUS']._serialized_start=1758
+  _globals['_SIGNERSTATUS']._serialized_end=1928
+  _globals['_SIGNER']._serialized_start=1931
+  _globals['_SIGNER']._serialized_end=2555
 # @@protoc_insertion_point(module_scope)

@@ -153,20 +153,45 @@ Global___PolicyDecision: _TypeAlias = PolicyDecision  # noqa: Y015
 
 @_typing.final
 class ApprovalRule(_message.Message):
-    """The approvals that a transfer needs."""
+    """The approvals that a transfer, or a change of the policy, needs."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class KeysEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     COUNT_FIELD_NUMBER: _builtins.int
     VALID_S_FIELD_NUMBER: _builtins.int
     APPROVERS_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
     count: _builtins.int
     """Distinct approvers, none of them the requester."""
     valid_s: _builtins.int
-    """An approval counts for so many seconds after it was given."""
+    """An approval counts for so many seconds after it was given; 0: as long as the proposal is open."""
     @_builtins.property
     def approvers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the credentials that may approve; empty: every approver."""
+
+    @_builtins.property
+    def keys(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """By name: the fingerprint of the key without whose signature this approver's approval does not count."""
 
     def __init__(
         self,
@@ -174,10 +199,11 @@ class ApprovalRule(_message.Message):
         count: _builtins.int = ...,
         valid_s: _builtins.int = ...,
         approvers: _abc.Iterable[_builtins.str] | None = ...,
+        keys: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "count", b"count", "valid_s", b"valid_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approvers", b"approvers", "count", b"count", "keys", b"keys", "valid_s", b"valid_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -396,6 +422,7 @@ class Policy(_message.Message):
     DOCUMENT_FIELD_NUMBER: _builtins.int
     IGNORED_FILE_SHA256_FIELD_NUMBER: _builtins.int
     ACCOUNTS_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     sha256: _builtins.bytes
     """SHA-256 of the document, 32 bytes."""
@@ -407,6 +434,10 @@ class Policy(_message.Message):
     def accounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """CAIP-10 accounts that have rules of their own. Whether they exist is not signer's to know."""
 
+    @_builtins.property
+    def changes(self) -> Global___ApprovalRule:
+        """The approvals that the next version needs."""
+
     def __init__(
         self,
         *,
@@ -415,10 +446,11 @@ class Policy(_message.Message):
         document: _builtins.bytes = ...,
         ignored_file_sha256: _builtins.bytes = ...,
         accounts: _abc.Iterable[_builtins.str] | None = ...,
+        changes: Global___ApprovalRule | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "document", b"document", "ignored_file_sha256", b"ignored_file_sha256", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "changes", b"changes", "document", b"document", "ignored_file_sha256", b"ignored_file_sha256", "sha256", b"sha256", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/wallet/v1/tracestore.proto\x12\twallet.v1\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"1\n\x05Trace\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x16\n\x0eresource_spans\x18\x02 \x03(\x0c\x32\x46\n\nTraceStore\x12\x38\n\x08GetTrace\x12\x1a.wallet.v1.GetTraceRequest\x1a\x10.wallet.v1.Traceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!protos/wallet/v1/tracestore.proto\x12\twallet.v1\"#\n\x0fGetTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"1\n\x05Trace\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x16\n\x0eresource_spans\x18\x02 \x03(\x0c\"\'\n\x13GetTraceLogsRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"\"\n\tTraceLogs\x12\x15\n\rresource_logs\x18\x01 \x03(\x0c\x32\x8e\x01\n\nTraceStore\x12\x38\n\x08GetTrace\x12\x1a.wallet.v1.GetTraceRequest\x1a\x10.wallet.v1.Trace\x12\x46\n\x0cGetTraceLogs\x12\x1e.wallet.v1.GetTraceLogsRequest\x1a\x14.wallet.v1.TraceLogs0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRACEREQUEST']._serialized_end=83
   _globals['_TRACE']._serialized_start=85
   _globals['_TRACE']._serialized_end=134
-  _globals['_TRACESTORE']._serialized_start=136
-  _globals['_TRACESTORE']._serialized_end=206
+  _globals['_GETTRACELOGSREQUEST']._serialized_start=136
+  _globals['_GETTRACELOGSREQUEST']._serialized_end=175
+  _globals['_TRACELOGS']._serialized_start=177
+  _globals['_TRACELOGS']._serialized_end=211
+  _globals['_TRACESTORE']._serialized_start=214
+  _globals['_TRACESTORE']._serialized_end=356
 # @@protoc_insertion_point(module_scope)

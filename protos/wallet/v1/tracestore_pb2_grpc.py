@@ -39,6 +39,11 @@ class TraceStoreStub:
                 request_serializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.GetTraceRequest.SerializeToString,
                 response_deserializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.Trace.FromString,
                 _registered_method=True)
+        self.GetTraceLogs = channel.unary_stream(
+                '/wallet.v1.TraceStore/GetTraceLogs',
+                request_serializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.GetTraceLogsRequest.SerializeToString,
+                response_deserializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.TraceLogs.FromString,
+                _registered_method=True)
 
 
 class TraceStoreServicer:
@@ -51,6 +56,13 @@ class TraceStoreServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTraceLogs(self, request, context):
+        """Every stored log record of a trace, by time, in messages below 4 MiB; none when there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceStoreServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_TraceStoreServicer_to_server(servicer, server):
                     servicer.GetTrace,
                     request_deserializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.GetTraceRequest.FromString,
                     response_serializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.Trace.SerializeToString,
+            ),
+            'GetTraceLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetTraceLogs,
+                    request_deserializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.GetTraceLogsRequest.FromString,
+                    response_serializer=protos_dot_wallet_dot_v1_dot_tracestore__pb2.TraceLogs.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class TraceStore:
             '/wallet.v1.TraceStore/GetTrace',
             protos_dot_wallet_dot_v1_dot_tracestore__pb2.GetTraceRequest.SerializeToString,
             protos_dot_wallet_dot_v1_dot_tracestore__pb2.Trace.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTraceLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/wallet.v1.TraceStore/GetTraceLogs',
+            protos_dot_wallet_dot_v1_dot_tracestore__pb2.GetTraceLogsRequest.SerializeToString,
+            protos_dot_wallet_dot_v1_dot_tracestore__pb2.TraceLogs.FromString,
             options,
             channel_credentials,
             insecure,

@@ -137,7 +137,7 @@ class TxBuilderServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGaps(self, request, context):
-        """Nonces below an account's highest reservation that nothing may be on its way to the chain for.
+        """Nonces below an account's highest reservation that nothing may be on its way to the chain for; some accounts a call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

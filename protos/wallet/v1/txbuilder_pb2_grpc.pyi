@@ -52,7 +52,7 @@ class TxBuilderStub:
     transfer_id.
     """
     ListGaps: _grpc.UnaryUnaryMultiCallable[_txbuilder_pb2.ListGapsRequest, _txbuilder_pb2.ListGapsResponse]
-    """Nonces below an account's highest reservation that nothing may be on its way to the chain for."""
+    """Nonces below an account's highest reservation that nothing may be on its way to the chain for; some accounts a call."""
     GetBuilderStatus: _grpc.UnaryUnaryMultiCallable[_txbuilder_pb2.GetBuilderStatusRequest, _txbuilder_pb2.BuilderStatus]
     """Health of the nodes and of the nonce lock, for /v1/status."""
 
@@ -80,7 +80,7 @@ class TxBuilderAsyncStub(TxBuilderStub):
     transfer_id.
     """
     ListGaps: _aio.UnaryUnaryMultiCallable[_txbuilder_pb2.ListGapsRequest, _txbuilder_pb2.ListGapsResponse]  # type: ignore[assignment]
-    """Nonces below an account's highest reservation that nothing may be on its way to the chain for."""
+    """Nonces below an account's highest reservation that nothing may be on its way to the chain for; some accounts a call."""
     GetBuilderStatus: _aio.UnaryUnaryMultiCallable[_txbuilder_pb2.GetBuilderStatusRequest, _txbuilder_pb2.BuilderStatus]  # type: ignore[assignment]
     """Health of the nodes and of the nonce lock, for /v1/status."""
 
@@ -153,7 +153,7 @@ class TxBuilderServicer(metaclass=_abc_1.ABCMeta):
         request: _txbuilder_pb2.ListGapsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_txbuilder_pb2.ListGapsResponse, _abc.Awaitable[_txbuilder_pb2.ListGapsResponse]]:
-        """Nonces below an account's highest reservation that nothing may be on its way to the chain for."""
+        """Nonces below an account's highest reservation that nothing may be on its way to the chain for; some accounts a call."""
 
     @_abc_1.abstractmethod
     def GetBuilderStatus(
