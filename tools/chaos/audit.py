@@ -32,7 +32,8 @@ _MAY_FAIL = {
     Kind.DENIED: frozenset({"POLICY_DENIED"}),
     Kind.POOR: frozenset({"INSUFFICIENT_FUNDS"}),
     Kind.CANCELLED: frozenset({"TRANSFER_CANCELLED", "SUPERSEDED"}),
-    Kind.APPROVED: frozenset[str](),
+    # Approved by the policy of then, and not signed before one that asks for more came into force.
+    Kind.APPROVED: frozenset({"APPROVAL_REQUIRED"}),
     Kind.REJECTED: frozenset({"APPROVAL_REJECTED"}),
     Kind.UNDECIDED: frozenset({"APPROVAL_EXPIRED"}),
 }

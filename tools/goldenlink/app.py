@@ -16,9 +16,9 @@ from tools.goldenlink.options import Json, TokenFile, Url
 from tools.goldenlink.output import console, errors, facts, print_json
 from tools.goldenlink.policy_commands import policy_app
 from tools.goldenlink.recovery import make_key_file, open_recovery
+from tools.goldenlink.trace_commands import trace_app
 from tools.goldenlink.transfer_commands import transfer_app
 from tools.goldenlink.verifying import print_reports, read_trust, verify_files
-from tools.goldenlink.waterfall import read_spans, waterfall
 
 app = typer.Typer(
     name="goldenlink",
@@ -37,6 +37,7 @@ app.add_typer(account_app, name="account")
 app.add_typer(link_app, name="link")
 app.add_typer(transfer_app, name="transfer")
 app.add_typer(policy_app, name="policy")
+app.add_typer(trace_app, name="trace")
 app.add_typer(recovery_app, name="recovery")
 
 
@@ -119,22 +120,6 @@ def link_bundle(
     print_json({"link_id": link_id, "file": str(out), "bytes": len(document)}) if json else console.print(
         f"{out}: {len(document):,} bytes"
     )
-
-
-@app.command()
-def trace(
-    trace_or_transfer: Annotated[str, typer.Argument(help="Trace id (32 hex digits) or transfer id.")],
-    json: Json = False,
-    url: Url = None,
-    token_file: TokenFile = None,
-) -> None:
-    """A trace as a waterfall."""
-    client = connect(url, token_file)
-    trace_id = trace_or_transfer
-    if len(trace_id) != 32 or not set(trace_id) <= set("0123456789abcdef"):
-        trace_id = client.get(f"/v1/transfers/{trace_or_transfer}")["trace_id"]
-    document = client.get(f"/v1/traces/{trace_id}")
-    print_json(document) if json else console.print(waterfall(read_spans(document)))
 
 
 @app.command()

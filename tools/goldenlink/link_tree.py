@@ -73,7 +73,9 @@ def _summary(kind: str, body: dict[str, Any] | None) -> str:
         case "policy" if body.get("act") == "approval":
             verb = "approves" if body["decision"] == "approve" else "rejects"
             what = body.get("terms_sha256") or body.get("policy_sha256", "")
-            return f"{body['approver']} {verb} {_short(what)}, until {body['expires_at'][:19]}"
+            signed = body.get("client_signature")
+            by = f"; signed by the key {_short(signed['key_fingerprint'], 16)}" if signed else ""
+            return f"{body['approver']} {verb} {_short(what)}, until {body['expires_at'][:19]}{by}"
         case "revocation":
             return f"block {_short(body['block_hash'])} is gone: {body['reason']}"
         case _:

@@ -180,10 +180,11 @@ def _decide(client: Client, transfer_id: str, decision: str, terms: str | None, 
 def _approval_facts(transfer: dict[str, Any], approvals: list[dict[str, Any]]) -> Table:
     rule = transfer["approval"]
     given = [f"{one['approver']}: {one['decision']}, {one['at'][:19]}" for one in approvals]
+    names = [f"{name} (signs)" if name in rule["keys"] else name for name in rule["approvers"]]
     return facts(
         "approvals",
         {
-            "needed": f"{rule['count']} of {', '.join(rule['approvers']) or 'all approvers'}",
+            "needed": f"{rule['count']} of {', '.join(names) or 'all approvers'}",
             "until": rule["expires_at"],
             "terms": transfer["terms_sha256"],
             "given": "\n".join(given) or "none",

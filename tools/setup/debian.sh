@@ -4,6 +4,8 @@ set -euo pipefail
 
 missing=()
 [ -e /usr/lib/softhsm/libsofthsm2.so ] || missing+=(softhsm2)
+# The tests' wrong clocks.
+command -v faketime >/dev/null || missing+=(faketime)
 python="$("$(dirname "$0")/find_python.sh" || true)"
 if [ -z "$python" ]; then
   missing+=(python3 python3-venv)

@@ -49,6 +49,8 @@ def up(
     block_time_s: Annotated[float, typer.Option("--block-time", help="seconds between blocks of the chain")] = 1.0,
     signer_workers: Annotated[int, typer.Option("--signer-workers", min=1)] = 1,
     tracing: Annotated[bool, typer.Option("--tracing/--no-tracing")] = True,
+    metrics: Annotated[bool, typer.Option("--metrics/--no-metrics")] = True,
+    jaeger: Annotated[bool, typer.Option("--jaeger", help="stock Jaeger in front of tracestore")] = False,
     policy: Annotated[Path | None, typer.Option("--policy", help="policy file of the signer", exists=True)] = None,
     replicas: Annotated[list[str] | None, typer.Option("--replicas", metavar="SERVICE=N", help="repeatable")] = None,
 ) -> None:
@@ -57,6 +59,8 @@ def up(
         block_time_s=block_time_s,
         signer_workers=signer_workers,
         tracing=tracing,
+        metrics=metrics,
+        jaeger=jaeger,
         policy_file=policy,
         replicas=dict(map(_replicas, replicas or [])),
     )
@@ -105,11 +109,15 @@ def _show(record: dict[str, Any], as_json: bool) -> None:
         name = process["name"] if process.get("alive", True) else f"[red]{process['name']} (ended)[/red]"
         table.add_row(name, str(process["pid"]), ports or "Unix socket")
     _console.print(table)
+    jaeger = record["jaeger"]
     places = {
         "gateway": " ".join(f"{url}/docs" for url in record["gateway_urls"])
         if "gateway" in record["services"]
         else None,
         "tiles": " ".join(record["tiles_urls"]) if "evidence" in record["services"] else None,
+        "metrics": record["metrics_urls"].get("signer"),
+        "jaeger": " ".join(jaeger["query_urls"].values()) if jaeger else None,
+        "sampling": jaeger["strategies_file"] if jaeger else None,
         "tokens": str(Path(record["token_files"]["operator"]).parent) + "/api-token-{operator,approver,auditor}",
         "logs": f"{record['directory']}/logs",
         "record": f"{record['directory']}.json",

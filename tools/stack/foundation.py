@@ -12,9 +12,11 @@ from pathlib import Path
 
 import yaml
 
+from services.runtime.mtls import read_callers
 from tools.stack.authority import Authority
 from tools.stack.chain import CHAIN_ID, EmbeddedChain
 from tools.stack.files import write_private
+from tools.stack.jaeger import COLLECTOR, COLLECTORS, QUERIES, QUERY, EmbeddedJaeger
 from tools.stack.nodes import SOURCE_TREE, EmbeddedNodes, NodeAddress, check_nodes, write_nodes_file
 from tools.stack.options import StackOptions
 from tools.stack.ports import Ports
@@ -46,7 +48,8 @@ class Foundation:
         self._directory = directory
         self._options = options
         self._secrets = directory / "secrets"
-        self._callers: dict[str, list[str]] = yaml.safe_load(CALLERS_FILE.read_text(encoding="utf-8"))
+        listed = yaml.safe_load(CALLERS_FILE.read_text(encoding="utf-8"))
+        self._callers = {service: read_callers(entries) for service, entries in listed.items()}
         self._roles: dict[str, ServiceRoles] = {}
         self._tokens: dict[str, Token] = {}
         self.specs: list[ProcessSpec] = []
@@ -59,9 +62,16 @@ class Foundation:
         }
         self.http_addresses = dict(self._listen("gateway"))
         self.tiles_addresses = dict(self._listen("evidence"))
+        self.metrics_addresses = (
+            {name: address for service in SERVICE_NAMES for name, address in self._listen(service)}
+            if options.metrics
+            else {}
+        )
         self.policy_file = directory / "policy.yaml"
         self.control_url: str | None = None
         self.chain_url: str | None = None
+        # Its processes start once tracestore serves.
+        self.jaeger: EmbeddedJaeger | None = None
 
     async def create(self) -> None:
         """Raises StackError when something is not installed, or an external one is not as it should be."""
@@ -72,6 +82,8 @@ class Foundation:
         )
         self.database: DatabaseServer = database
         self.redis_url_file = write_private(self._secrets / "redis-url", await self._create_redis() + "\n")
+        if self._options.jaeger:
+            self.jaeger = await asyncio.to_thread(self._create_jaeger)
         self.nodes = self._create_nodes()
         self.nodes_file = write_nodes_file(self._secrets / "nodes.json", self.nodes)
         if self._options.external.nodes is not None:
@@ -116,6 +128,10 @@ class Foundation:
         self.specs.append(embedded.spec)
         return embedded.url
 
+    def _create_jaeger(self) -> EmbeddedJaeger:
+        stores = [self.addresses[replica.name] for replica in self.replicas["tracestore"]]
+        return EmbeddedJaeger(self._directory / "jaeger", self._log, self.tls, self.ports, stores)
+
     def _create_nodes(self) -> list[NodeAddress]:
         if self._options.external.nodes is not None:
             return list(self._options.external.nodes)
@@ -156,6 +172,9 @@ class Foundation:
         for replicas in self.replicas.values():
             for replica in replicas[1:]:
                 authority.issue(replica.service.name, replica.name)
+        for service, names in ((COLLECTOR, COLLECTORS), (QUERY, QUERIES)):
+            for name in names:
+                authority.issue(service, name)
 
     def _create_key(self, name: str) -> Path:
         return write_private(self._secrets / name, secrets.token_bytes(_KEY_BYTES))
@@ -189,10 +208,11 @@ class Foundation:
             "OTEL_SERVICE_NAME": service.name,
         }
         if self._options.tracing and service.name in self._callers["tracestore"]:
-            single = len(self.replicas["tracestore"]) == 1
-            variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = f"{'https://' if single else ''}{peers['tracestore']}"
-        else:
+            variables |= self._tracing_variables(replica)
+        elif not self._options.metrics:
             variables["OTEL_SDK_DISABLED"] = "true"
+        if replica.name in self.metrics_addresses:
+            variables["WALLET_METRICS_LISTEN"] = self.metrics_addresses[replica.name]
         if replica.name in self.addresses:
             variables["WALLET_LISTEN"] = self.addresses[replica.name]
         if service.tokens is not None:
@@ -202,6 +222,14 @@ class Foundation:
         if service.nodes:
             variables["WALLET_NODES_FILE"] = str(self.nodes_file)
         return variables | self._own_variables(replica) | dict(self._options.environment.get(service.name, {}))
+
+    def _tracing_variables(self, replica: Replica) -> dict[str, str]:
+        """Where its spans go, and where those of signatures wait."""
+        spool = {"WALLET_SPOOL_DIR": str(self._directory / "spool" / replica.name)}
+        if self.jaeger is not None:
+            return spool | self.jaeger.environment(SERVICE_NAMES.index(replica.service.name) + replica.index)
+        single = len(self.replicas["tracestore"]) == 1
+        return spool | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"{'https://' if single else ''}{self.peers['tracestore']}"}
 
     def _own_variables(self, replica: Replica) -> dict[str, str]:
         """What one service only is told."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 
 from services.core.errors import WalletError
-from services.runtime.nodes import Nodes, read_nodes
+from services.runtime.node_settings import read_nodes
+from services.runtime.nodes import Nodes
 from tools.stack.files import new_password, write_json
 from tools.stack.ports import Ports
 from tools.stack.processes import ProcessSpec, StackError

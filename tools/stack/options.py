@@ -49,6 +49,10 @@ class StackOptions:
     slots_in_an_epoch: int = 1
     signer_workers: int = 1
     tracing: bool = True
+    # Each service tells its metrics at an address of its own; `make up` asks for it.
+    metrics: bool = False
+    # Stock Jaeger in front of tracestore: spans go through its collectors, and its UI shows them.
+    jaeger: bool = False
     # anvil's pool bears thousands of pending transactions of one account. External nodes get broadcaster's default.
     max_in_flight: int = 4096
     # None = the signer's development policy.
@@ -64,10 +68,12 @@ class StackOptions:
     external: External = field(default_factory=lambda: External.from_environment(os.environ))
 
     def __post_init__(self) -> None:
-        """Raises StackError when `replicas` names no service or no number."""
+        """Raises StackError when `replicas` names no service or no number, or Jaeger has nothing to show."""
         for name, count in self.replicas.items():
             if name not in SERVICE_NAMES or count < 1:
                 raise StackError(f"replicas: '{name}' is no service, or {count} no number of processes")
+        if self.jaeger and not (self.tracing and "tracestore" in self.services):
+            raise StackError("Jaeger needs tracing and tracestore")
 
     def replicas_of(self, service: Service) -> tuple[Replica, ...]:
         return tuple(Replica(service, index) for index in range(self.replicas.get(service.name, 1)))

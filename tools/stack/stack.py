@@ -155,6 +155,8 @@ class Stack:
         await self._launch(self._replica_spec(first))
         await asyncio.to_thread(self._foundation.share_token, service)
         await _all(*(self._launch(self._replica_spec(replica)) for replica in others))
+        if service.name == "tracestore" and self._foundation.jaeger is not None:
+            await _all(*(self._launch(spec) for spec in self._foundation.jaeger.specs))
         self._serving[service.name].set()
 
     def _replica_spec(self, replica: Replica) -> ProcessSpec:
@@ -167,6 +169,7 @@ class Stack:
                 ("grpc", foundation.addresses),
                 ("http", foundation.http_addresses),
                 ("tiles", foundation.tiles_addresses),
+                ("metrics", foundation.metrics_addresses),
             )
             if name in addresses
         }
@@ -274,7 +277,11 @@ class Stack:
             "services": services,
             "tiles_url": tiles_urls[0],
             "tiles_urls": tiles_urls,
+            "metrics_urls": {
+                name: f"http://{address}/metrics" for name, address in foundation.metrics_addresses.items()
+            },
             "trust_file": str(self.trust_file),
+            "jaeger": foundation.jaeger.record() if foundation.jaeger is not None else None,
         }
         write_json(record_file(self.directory), self.record)
 
