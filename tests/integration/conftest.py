@@ -13,17 +13,22 @@ import pkcs11
 import pytest
 import redis
 
-from services.runtime.migrations import migrate
-from tests.integration.dependencies import Dependencies, OwnPostgres, ServiceDatabase, run_to_end
+from tests.integration.dependencies import Dependencies, OwnPostgres, ServiceDatabase, run_to_end, unsynced
+from tests.integration.fresh_databases import FreshDatabases
+from tests.integration.gateway_harness import gateway_bench, gateway_client
+from tests.integration.signer_harness import first_replica, policy, replicas
 from tools.stack.authority import Authority
 from tools.stack.chain import EmbeddedChain
 from tools.stack.options import External, StackOptions
-from tools.stack.postgres import DatabaseServer, EmbeddedPostgres, create_roles, create_schemas
+from tools.stack.postgres import DatabaseServer, EmbeddedPostgres
 from tools.stack.redis_server import EmbeddedRedis
 from tools.stack.services import SERVICE_NAMES
 from tools.stack.stack import Stack
 from tools.stack.supervisor import Supervisor
 from tools.stack.tokens import Token, create_softhsm_token
+
+# Fixtures of one service's tests, kept beside what they make.
+__all__ = ["first_replica", "gateway_bench", "gateway_client", "policy", "replicas"]
 
 # Spans are stored soon after they end, so that tests need not wait the exporter's five seconds. Unit: ms.
 _EXPORT_SOON = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
@@ -48,7 +53,7 @@ def dependencies() -> Iterator[Dependencies]:
 def postgres(dependencies: Dependencies) -> DatabaseServer:
     """A real server, by its superuser: `postgres.execute(sql)`, `postgres.database(name)`."""
     embedded = EmbeddedPostgres(dependencies.directory / "postgres", dependencies.directory / "postgres.log")
-    dependencies.launch(embedded.spec)
+    dependencies.launch(unsynced(embedded.spec))
     return embedded.server
 
 
@@ -59,48 +64,23 @@ def own_postgres(dependencies: Dependencies) -> Callable[[], OwnPostgres]:
     return lambda: OwnPostgres(dependencies, f"postgres-{next(numbers)}")
 
 
-class _Templates:
-    """One migrated database a service, made once; fresh ones are copies of it."""
-
-    def __init__(self, server: DatabaseServer, secrets: Path) -> None:
-        self._server = server
-        self._roles = create_roles(server, SERVICE_NAMES, secrets)
-        self._made: set[str] = set()
-        self._numbers = itertools.count(1)
-
-    def copy(self, service: str) -> ServiceDatabase:
-        template = f"template_{service}"
-        if template not in self._made:
-            self._server.execute(f'CREATE DATABASE "{template}"')
-            migrated = ServiceDatabase(self._server.database(template), service, self._roles[service])
-            create_schemas(migrated.server, SERVICE_NAMES)
-            run_to_end(migrate(service, migrated.owner_settings))
-            self._made.add(template)
-        name = f"{service}_{next(self._numbers)}"
-        self._server.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-        return ServiceDatabase(self._server.database(name), service, self._roles[service])
-
-    def drop(self, database: ServiceDatabase) -> None:
-        self._server.execute(f'DROP DATABASE "{database.server.name}" WITH (FORCE)')
-
-
 @pytest.fixture(scope="session")
-def _templates(postgres: DatabaseServer, dependencies: Dependencies) -> _Templates:
-    return _Templates(postgres, dependencies.directory / "secrets")
+def fresh_databases(postgres: DatabaseServer, dependencies: Dependencies) -> FreshDatabases:
+    return FreshDatabases(postgres, SERVICE_NAMES, dependencies.directory / "secrets")
 
 
 @pytest.fixture
-def service_database(_templates: _Templates) -> Iterator[Callable[[str], ServiceDatabase]]:
+def service_database(fresh_databases: FreshDatabases) -> Iterator[Callable[[str], ServiceDatabase]]:
     """`service_database("evidence")`: a fresh database, migrated, for this test alone."""
     made: list[ServiceDatabase] = []
 
     def make(service: str) -> ServiceDatabase:
-        made.append(_templates.copy(service))
+        made.append(fresh_databases.take(service))
         return made[-1]
 
     yield make
     for database in made:
-        _templates.drop(database)
+        fresh_databases.give_back(database)
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +149,7 @@ def whole_stack() -> Iterator[Stack]:
     options = StackOptions(
         block_time_s=0.5,
         supervised=True,
+        metrics=True,
         environment=dict.fromkeys(SERVICE_NAMES, _EXPORT_SOON),
         external=External(),
     )

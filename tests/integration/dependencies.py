@@ -6,7 +6,7 @@ import asyncio
 import signal
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,14 @@ def run_to_end(step: Coroutine[Any, Any, None]) -> None:
     """In a thread of its own: a fixture may be asked for inside a running loop."""
     with ThreadPoolExecutor(1) as executor:
         executor.submit(asyncio.run, step).result()
+
+
+def unsynced(spec: ProcessSpec) -> ProcessSpec:
+    """PostgreSQL that leaves it to the kernel when files reach the disk: a killed server loses nothing by it.
+
+    Only a power cut would, and making and dropping a database takes a tenth of the time.
+    """
+    return replace(spec, command=(*spec.command, "-c", "fsync=off"))
 
 
 class Dependencies:
@@ -92,7 +100,7 @@ class OwnPostgres:
         self._dependencies = dependencies
         self._directory = dependencies.directory / name
         embedded = EmbeddedPostgres(self._directory, self._directory.with_suffix(".log"))
-        self._spec = embedded.spec.named(name)
+        self._spec = unsynced(embedded.spec.named(name))
         self.server = embedded.server
 
     def __enter__(self) -> OwnPostgres:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from protos.wallet.v1 import keys_pb2
 from services.gateway.app import create_app
@@ -201,3 +202,17 @@ async def gateway_process(bench: Bench) -> AsyncIterator[tuple[Client, asyncio.s
         if process.returncode is None:
             process.kill()
         await process.wait()
+
+
+@pytest.fixture(name="bench")
+async def gateway_bench(
+    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
+) -> AsyncIterator[Bench]:
+    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
+        yield bench
+
+
+@pytest.fixture(name="client")
+async def gateway_client(bench: Bench) -> AsyncIterator[Client]:
+    async with bench.gateway() as client:
+        yield client

@@ -142,13 +142,16 @@ class RunningLog:
             nodes_required=self.nodes_required,
             lease_s=self.lease_s,
             max_waiting_entries=20_000,
-            clock=lambda: self.clock(),
+            clock=self._time,
         )
 
         key, own_tiles = KeyInMemory(self.private_key, self.key), TileReader(self.store)
         file = CheckpointFile(self.directory / "checkpoint", self.key)
         self.memory = Memory(self.store, own_tiles, key, file, None)
         self.checkpoints = CheckpointCutter(self.store, own_tiles, self.sequencer, key, self.memory, self.interval_s)
+
+    async def _time(self, last: datetime | None) -> datetime:
+        return max(self.clock(), last or self.clock())
 
     @property
     def trust(self) -> bytes:

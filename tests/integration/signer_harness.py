@@ -9,10 +9,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -83,12 +85,17 @@ class Log(FakeEvidence):
         return [entry.request.kind for entry in self.link(link_id)]
 
 
+@cache
+def _transport_key_pem() -> bytes:
+    """One for the run: no test looks at it, and making it takes longer than most of them."""
+    key = rsa.generate_private_key(65537, 2048)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def make_settings(directory: Path, environment: dict[str, str], **changes: Any) -> SignerSettings:
     """Software keys unless told otherwise."""
     transport = directory / "transport.pem"
-    if not transport.exists():
-        key = rsa.generate_private_key(65537, 2048)
-        transport.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    transport.write_bytes(_transport_key_pem())
     hmac_key = directory / "hmac.key"
     hmac_key.write_bytes(secrets.token_bytes(32))
     values: dict[str, Any] = {
@@ -203,3 +210,25 @@ class Harness:
         """The digests that the token was asked for, in order."""
         path = self.faults / "asked"
         return path.read_text().split() if path.exists() else []
+
+
+@pytest.fixture
+def policy() -> bytes | None:
+    """What the replicas enforce; a module that cares has its own."""
+    return None
+
+
+@pytest.fixture
+async def replicas(
+    service_database: Callable[[str], ServiceDatabase], tmp_path: Path, policy: bytes | None
+) -> AsyncIterator[tuple[Harness, Harness]]:
+    """Two over the same rows, log and keys."""
+    own, log, keys = service_database("signer"), Log(), FakeKeys()
+    replica = partial(signer_replica, own, tmp_path, log, keys, keys.add("k1"), policy)
+    async with replica() as one, replica() as other:
+        yield one, other
+
+
+@pytest.fixture(name="signer")
+def first_replica(replicas: tuple[Harness, Harness]) -> Harness:
+    return replicas[0]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -25,23 +23,9 @@ from tests.fakes.broadcaster import FINALIZED, INCLUDED, SAFE, SUBMITTED
 from tests.fakes.recorded_spans import recording_provider
 from tests.fakes.signer import DENIED_VALUE_WEI
 from tests.fakes.txbuilder import POOR_VALUE_WEI, UNKNOWN_CHAIN
-from tests.integration.gateway_harness import RECEIVER, Bench, Client, open_bench, plain
+from tests.integration.gateway_harness import RECEIVER, Bench, Client, plain
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
-@pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-async def client(bench: Bench) -> AsyncIterator[Client]:
-    async with bench.gateway() as client:
-        yield client
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +14,7 @@ from services.gateway import follower
 from services.gateway.credentials import Role
 from tests.fakes.broadcaster import FINALIZED, INCLUDED, NOT_MINED, SAFE
 from tests.fakes.signer import APPROVED_VALUE_WEI
-from tests.integration.gateway_harness import Bench, gateway_process, open_bench, plain
-
-
-@pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        yield bench
+from tests.integration.gateway_harness import Bench, gateway_process, plain
 
 
 def expire_leases(bench: Bench) -> None:

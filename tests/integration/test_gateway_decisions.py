@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,24 +17,15 @@ from services.core.canonical import parse_canonical
 from services.core.errors import Reason, WalletError
 from services.gateway.credentials import Role
 from tests.fakes.signer import APPROVED_VALUE_WEI, DENIED_VALUE_WEI
-from tests.integration.gateway_harness import DEADLINE_S, Bench, Client, open_bench, plain
+from tests.integration.gateway_harness import DEADLINE_S, Bench, Client, plain
 
 BIG = str(APPROVED_VALUE_WEI)
 
 
 @pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        bench.suite.signer.approval = signer_pb2.ApprovalRule(count=2, valid_s=3600)
-        yield bench
-
-
-@pytest.fixture
-async def client(bench: Bench) -> AsyncIterator[Client]:
-    async with bench.gateway() as client:
-        yield client
+def bench(bench: Bench) -> Bench:
+    bench.suite.signer.approval = signer_pb2.ApprovalRule(count=2, valid_s=3600)
+    return bench
 
 
 class People:

@@ -6,14 +6,12 @@ import asyncio
 import itertools
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.gateway.http_server import MAX_HEAD_BYTES, MAX_REQUEST_BYTES
-from tests.integration.gateway_harness import Bench, Client, open_bench, plain
+from tests.integration.gateway_harness import Client, plain
 
 PATIENCE_S = 10.0
 _LAST = b"GET /healthz HTTP/1.1\r\nHost: wallet\r\nX-Request-ID: the-last\r\nConnection: close\r\n\r\n"
@@ -64,20 +62,6 @@ NO_TRANSFERS = [
         b"nul",
     ),
 ]
-
-
-@pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-async def client(bench: Bench) -> AsyncIterator[Client]:
-    async with bench.gateway() as client:
-        yield client
 
 
 class Wire:

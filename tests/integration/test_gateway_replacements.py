@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,22 +21,13 @@ from tests.fakes.broadcaster import (
     SUBMITTED,
     UNDERPRICED,
 )
-from tests.integration.gateway_harness import DEADLINE_S, Bench, Client, open_bench, plain
+from tests.integration.gateway_harness import DEADLINE_S, Bench, Client, plain
 
 
 @pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        bench.environment["WALLET_GAP_AFTER_S"] = "0"
-        yield bench
-
-
-@pytest.fixture
-async def client(bench: Bench) -> AsyncIterator[Client]:
-    async with bench.gateway() as client:
-        yield client
+def bench(bench: Bench) -> Bench:
+    bench.environment["WALLET_GAP_AFTER_S"] = "0"
+    return bench
 
 
 async def submitted(client: Client) -> str:
@@ -125,7 +114,10 @@ async def test_another_gateway_goes_on_with_a_bump(bench: Bench, peer: str, meth
     assert len({request.raw_tx for request in bench.suite.broadcaster.requests}) == 2
 
 
-async def test_what_was_mined_meanwhile_is_not_bumped(client: Client, bench: Bench) -> None:
+async def test_what_was_mined_meanwhile_is_not_bumped(
+    client: Client, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replacing, "_MINED_PAUSE_S", 0.5)
     transfer_id = await submitted(client)
     held = bench.suite.txbuilder.script.hold("BumpTransaction")
     bench.suite.broadcaster.stall(transfer_id, NOT_MINED)
@@ -222,6 +214,24 @@ async def test_a_submitted_transfer_is_superseded_and_the_chain_decides(client: 
     assert (await client.until(transfer_id, "FAILED"))["failure"]["reason"] == "SUPERSEDED"
 
 
+async def test_a_superseding_transfer_that_failed_unsigned_makes_room_for_another(client: Client, bench: Bench) -> None:
+    transfer_id = await submitted(client)
+    bench.suite.signer.script.refuse("SignTransaction", WalletError(Reason.KEY_NOT_FOUND, "gone"))
+    first = await cancelled(client, transfer_id)
+    failed = await client.until(first["id"], "FAILED")
+    assert (failed["id"], failed["failure"]["reason"]) == (f"{transfer_id}:cancel", "KEY_NOT_FOUND")
+    assert first["id"] in bench.suite.signer.voided
+    # The original goes on, and can be bumped.
+    bench.suite.broadcaster.stall(transfer_id, NOT_MINED)
+    await client.when(transfer_id, lambda view: view["replacements"] == 1)
+    second = await cancelled(client, transfer_id)
+    assert (second["id"], second["supersedes"]) == (f"{transfer_id}:cancel.1", transfer_id)
+    await client.until(second["id"], "SUBMITTED")
+    assert bench.suite.signer.signed[second["id"]].requester.actor == "operator-name"
+    assert (await cancelled(client, transfer_id))["id"] == second["id"]
+    assert (await client.transfer(transfer_id))["superseded_by"] == second["id"]
+
+
 async def test_a_superseding_transfer_fails_when_the_original_was_mined(client: Client, bench: Bench) -> None:
     transfer_id = await submitted(client)
     link = await cancelled(client, transfer_id)
@@ -290,6 +300,16 @@ async def test_a_nonce_that_was_given_back_is_filled(client: Client, bench: Benc
     await client.appears(f"{name}.1")
 
 
+async def test_gaps_of_later_pages_are_filled_in_the_same_round(client: Client, bench: Bench) -> None:
+    account = bench.account
+    bench.suite.txbuilder.gaps_a_page = 1
+    bench.suite.txbuilder.gaps = [
+        txbuilder_pb2.Gap(chain_id=CHAIN_ID, from_address=account.address, nonce=nonce) for nonce in (3, 4, 5)
+    ]
+    for nonce in (3, 4, 5):
+        await client.appears(f"gap:31337:{account.address.hex()}:{nonce}")
+
+
 async def test_a_held_nonce_that_nobody_works_on_is_given_back_or_superseded(client: Client, bench: Bench) -> None:
     account = bench.account
 
@@ -333,3 +353,25 @@ async def test_nothing_is_accepted_or_signed_on_a_broken_chain(client: Client, b
     assert bench.suite.signer.signed == {}
     bench.suite.broadcaster.broken_chains = {}
     assert (await client.until(transfer_id, "SUBMITTED"))["failure"] is None
+
+
+# -- A chain whose clock is behind
+
+
+async def test_what_waits_for_a_chain_whose_clock_is_behind_says_so(client: Client, bench: Bench) -> None:
+    transfer_id = await submitted(client)
+    bench.suite.broadcaster.chains_behind = {CHAIN_ID: 3_600}
+    await until_stall(client, transfer_id, "CHAIN_CLOCK")
+    status = (await client.http.get("/v1/status")).json()
+    assert status["missing"] == [f"{CHAIN_ID}: its clock is 3600 s behind; nothing is sent until it is right."]
+    assert status["services"]["broadcaster"]["details"]["chain_clocks"] == [{"chain_id": CHAIN_ID, "behind_s": 3_600}]
+    # It is signed, and waits there: nothing else is missing.
+    assert status["can_sign"] is True
+    bench.suite.broadcaster.chains_behind = {}
+    await until_stall(client, transfer_id, None)
+
+
+async def until_stall(client: Client, transfer_id: str, stall: str | None) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while (await client.transfer(transfer_id))["stall"] != stall:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)

@@ -7,9 +7,9 @@ import base64
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -22,28 +22,23 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
 )
 
+from protos.wallet.v1 import signer_pb2
+from services.core.canonical import parse_canonical
+from services.core.signed_requests import check_signed_hash, check_signed_request, read_signed_request
 from services.gateway import credentials
+from services.gateway.credentials import Role
 from services.gateway.token_command import run_token_command, token_parser
-from tests.integration.gateway_harness import Bench, Client, open_bench, plain
+from tests.fakes.signer import APPROVED_VALUE_WEI
+from tests.integration.gateway_harness import Bench, Client, plain
 from tools.goldenlink import client as command_client
 from tools.goldenlink.exits import Failure
 from tools.goldenlink.signing import KEY_FILE_VARIABLE, RequestSigner
 
 
-@pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-async def client(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    # Keys that are added or revoked count at once.
+@pytest.fixture(autouse=True)
+def keys_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are added or revoked."""
     monkeypatch.setattr(credentials, "_CACHE_S", 0.0)
-    async with bench.gateway() as client:
-        yield client
 
 
 def key_file(directory: Path, key: Ed25519PrivateKey) -> Path:
@@ -73,20 +68,32 @@ class Signatory:
         return await run_token_command(token_parser().parse_args(arguments), self._bench.database.owner_settings)
 
 
-@pytest.fixture
-async def alice(bench: Bench, client: Client, tmp_path: Path) -> AsyncIterator[Signatory]:
-    key, out = Ed25519PrivateKey.generate(), tmp_path / "alice-token"
+@asynccontextmanager
+async def signatory(bench: Bench, client: Client, directory: Path, name: str, role: str) -> AsyncIterator[Signatory]:
+    key, out = Ed25519PrivateKey.generate(), directory / f"{name}-token"
     made = token_parser().parse_args(
         [
-            *("create", "--name", "alice", "--role", "operator", "--out", str(out)),
-            *("--public-key", str(key_file(tmp_path, key))),
+            *("create", "--name", name, "--role", role, "--out", str(out)),
+            *("--public-key", str(key_file(directory, key))),
         ]
     )
     assert await run_token_command(made, bench.database.owner_settings) == 0
-    signatory = Signatory(bench, client, key, out, out.read_text().split("_")[1])
-    yield signatory
-    await signatory.http.aclose()
-    await signatory.unsigned.aclose()
+    person = Signatory(bench, client, key, out, out.read_text().split("_")[1])
+    yield person
+    await person.http.aclose()
+    await person.unsigned.aclose()
+
+
+@pytest.fixture
+async def alice(bench: Bench, client: Client, tmp_path: Path) -> AsyncIterator[Signatory]:
+    async with signatory(bench, client, tmp_path, "alice", "operator") as person:
+        yield person
+
+
+@pytest.fixture
+async def bob(bench: Bench, client: Client, tmp_path: Path) -> AsyncIterator[Signatory]:
+    async with signatory(bench, client, tmp_path, "bob", "approver") as person:
+        yield person
 
 
 def refusal(response: httpx.Response, status: int = 401, reason: str = "REQUEST_SIGNATURE_INVALID") -> str:
@@ -255,3 +262,76 @@ async def test_the_command_line_signs(alice: Signatory, tmp_path: Path, monkeypa
     monkeypatch.setenv(KEY_FILE_VARIABLE, str(alice.token_file))
     with pytest.raises(Failure, match="private key in PEM"):
         command_client.connect(url, alice.token_file)
+
+
+# -- Approvals
+
+
+async def test_an_approval_keeps_its_signature_and_body(bob: Signatory, bench: Bench, client: Client) -> None:
+    fingerprint = bob.signer.fingerprint
+    bench.suite.signer.approval = signer_pb2.ApprovalRule(count=1, valid_s=3600, keys={"bob": fingerprint})
+    transfer_id = (await client.post(plain(str(APPROVED_VALUE_WEI)))).json()["id"]
+    waiting = await client.until(transfer_id, "AWAITING_APPROVAL")
+    assert waiting["approval"]["keys"] == {"bob": fingerprint}
+    path, body = f"/v1/transfers/{transfer_id}:approve", {"terms_sha256": waiting["terms_sha256"]}
+    approved = await bob.http.post(path, json=body)
+    assert approved.status_code == 200, approved.text
+    # The same again, signed anew, is the same approval.
+    assert (await bob.http.post(path, json=body)).json() == approved.json()
+    await client.until(transfer_id, "SUBMITTED")
+    (entry,) = bench.suite.evidence.appended
+    signed = read_signed_request(parse_canonical(entry.body)["client_signature"])
+    assert signed.content == approved.request.content
+    check_signed_request(signed, fingerprint, [path])
+    check_signed_hash(signed, "terms_sha256", bytes.fromhex(waiting["terms_sha256"][2:]))
+
+
+async def test_whose_key_the_policy_names_approves_with_it_alone(
+    alice: Signatory, bob: Signatory, bench: Bench, client: Client
+) -> None:
+    """His credential has a key, and the policy names another."""
+    rule = signer_pb2.ApprovalRule(count=1, valid_s=3600, keys={"bob": alice.signer.fingerprint, "dan": "sha256:x"})
+    bench.suite.signer.approval = rule
+    transfer_id = (await client.post(plain(str(APPROVED_VALUE_WEI)))).json()["id"]
+    terms = {"terms_sha256": (await client.until(transfer_id, "AWAITING_APPROVAL"))["terms_sha256"]}
+    path = f"/v1/transfers/{transfer_id}:approve"
+    assert refusal(await bob.http.post(path, json=terms)) == "is made by the key that the policy names"
+    dan = {"Authorization": f"Bearer {await bench.token(Role.APPROVER, name='dan')}"}
+    assert "the policy names" in refusal(await client.http.post(path, json=terms, headers=dan))
+    too_long = json.dumps(terms).encode() + b" " * 5_000
+    headers = {"Content-Type": "application/json"}
+    refusal(await bob.http.post(path, content=too_long, headers=headers), 413, "PAYLOAD_TOO_LARGE")
+    assert bench.suite.evidence.appended == []
+    # Who rejects needs no key in the policy.
+    assert (await bob.http.post(path.replace("approve", "reject"), json=terms)).status_code == 200
+    await client.until(transfer_id, "FAILED")
+
+
+async def test_a_policy_is_approved_by_whom_and_with_what_the_one_in_force_says(
+    bob: Signatory, bench: Bench, client: Client
+) -> None:
+    fingerprint, signer = bob.signer.fingerprint, bench.suite.signer
+    signer.policy = signer_pb2.Policy(
+        version=3,
+        changes=signer_pb2.ApprovalRule(
+            count=2, approvers=["bob", "cid", "dan"], keys={"bob": fingerprint, "dan": "x"}
+        ),
+    )
+    digest = hashlib.sha256(b"version: 4").hexdigest()
+    assert (await client.http.post("/v1/policies", json={"document": "version: 4"})).status_code == 201
+    bearer = {
+        name: {"Authorization": f"Bearer {await bench.token(Role.APPROVER, name=name)}"}
+        for name in ("ann", "cid", "dan")
+    }
+    path = f"/v1/policies/0x{digest}:approve"
+    refusal(await client.http.post(path, headers=bearer["ann"]), 403, "ROLE_REQUIRED")
+    assert "the policy names" in refusal(await client.http.post(path, headers=bearer["dan"]))
+    # Named without the prefix it is the same document.
+    approved = await bob.http.post(f"/v1/policies/{digest}:approve")
+    assert approved.status_code == 200, approved.text
+    done = await client.http.post(path, headers=bearer["cid"])
+    assert done.json()["policy"]["state"] == "IN_FORCE"
+    bodies = {one.entry_id: parse_canonical(one.body) for one in bench.suite.evidence.appended}
+    signed = read_signed_request(bodies["approval:bob"]["client_signature"])
+    check_signed_request(signed, fingerprint, [f"/v1/policies/{digest}:approve"])
+    assert "client_signature" not in bodies["approval:cid"]

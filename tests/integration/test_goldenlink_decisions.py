@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,22 +11,8 @@ import pytest
 from protos.wallet.v1 import signer_pb2
 from services.gateway.credentials import Role
 from tests.fakes.signer import APPROVED_VALUE_WEI
-from tests.integration.gateway_harness import Bench, Client, open_bench, plain
+from tests.integration.gateway_harness import Bench, Client, plain
 from tools.goldenlink.app import main
-
-
-@pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        yield bench
-
-
-@pytest.fixture
-async def client(bench: Bench) -> AsyncIterator[Client]:
-    async with bench.gateway() as client:
-        yield client
 
 
 class Terminal:

@@ -12,9 +12,12 @@ import pytest
 from aiohttp import web
 
 from services.core.errors import Reason, WalletError
-from services.runtime import nodes as nodes_module
+from services.runtime import node as node_module
+from services.runtime.chain_nodes import ChainNodes
 from services.runtime.json_rpc import Call
-from services.runtime.nodes import ChainNodes, NodeAddress, NodeRefusal, Nodes, quantity
+from services.runtime.node_answer import NodeRefusal, quantity
+from services.runtime.node_settings import NodeAddress
+from services.runtime.nodes import Nodes
 
 CHAIN = "eip155:31337"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -117,7 +120,7 @@ async def test_nonsense_is_refused_by_node_and_field(
 
 
 async def test_an_answer_without_end_is_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes_module, "MAX_ANSWER_BYTES", 1_000)
+    monkeypatch.setattr(node_module, "MAX_ANSWER_BYTES", 1_000)
     chain = await start(raw(b"0" * 2_000))
     with pytest.raises(WalletError, match="no HTTP answer"):
         await chain.call("eth_blockNumber")

@@ -319,7 +319,7 @@ class Twin(RuleBasedStateMachine):
         for row in self.world.register:
             attempt = sum(1 for link, _ in rows if link == row.link) + 1
             nonce = None if row.tx is None else row.tx.nonce
-            rows[row.link, attempt] = (nonce, row.supersedes, row.signed, row.voided, row.superseded)
+            rows[row.link, attempt] = (nonce, row.supersedes, row.signed, row.voided, row.superseded_by is not None)
         return rows
 
     async def _stored_register_rows(self) -> Any:

@@ -36,7 +36,7 @@ async def tracked_nonce(bench: Bench) -> int:
 
 async def fill_gaps(bench: Bench) -> None:
     """What gateway does with nonces that nobody holds, once."""
-    for gap in await bench.gaps.run(0):
+    for gap in (await bench.gaps.run(0)).gaps:
         if not gap.transfer_id:
             link = await bench.replacer.supersede(f"gap:{gap.nonce}", ACCOUNT, gap.nonce, "")
             await bench.send(link.unsigned_tx)

@@ -9,24 +9,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.fakes.broadcaster import FINALIZED, INCLUDED, NOT_MINED
-from tests.integration.gateway_harness import DEADLINE_S, Bench, gateway_process, open_bench, plain
+from tests.integration.gateway_harness import DEADLINE_S, Bench, gateway_process, plain
 
 LONGEST_S = 10.0
-
-
-@pytest.fixture
-async def bench(
-    service_database: Callable[[str], Any], dev_ca: Callable[[str], Path], tmp_path: Path
-) -> AsyncIterator[Bench]:
-    async with open_bench(service_database("gateway"), dev_ca, tmp_path) as bench:
-        yield bench
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP], ids=lambda end: end.name)

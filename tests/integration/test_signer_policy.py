@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -16,9 +16,12 @@ from protos.wallet.v1 import common_pb2, evidence_pb2, signer_pb2
 from services.core.canonical import canonical_json, format_time, to_hex
 from services.core.entries import Kind, check_body
 from services.core.errors import Reason, WalletError
+from services.core.signed_requests import SignedRequest
 from services.core.terms import terms_sha256
 from services.core.transactions import decode_unsigned
 from services.runtime.telemetry import new_traceparent
+from services.signer.policy_store import PolicyRow, PolicyStore
+from tests.fakes.approver import SigningApprover
 from tests.fakes.keys import FakeKeys
 from tests.integration.conftest import ServiceDatabase
 from tests.integration.signer_harness import RECEIVER, Harness, Log, signer_replica
@@ -38,18 +41,8 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture
-async def replicas(
-    service_database: Callable[[str], ServiceDatabase], tmp_path: Path
-) -> AsyncIterator[tuple[Harness, Harness]]:
-    own, log, keys = service_database("signer"), Log(), FakeKeys()
-    replica = partial(signer_replica, own, tmp_path, log, keys, keys.add("k1"), POLICY)
-    async with replica() as one, replica() as other:
-        yield one, other
-
-
-@pytest.fixture
-def signer(replicas: tuple[Harness, Harness]) -> Harness:
-    return replicas[0]
+def policy() -> bytes:
+    return POLICY
 
 
 async def refusal(call: Awaitable[object]) -> WalletError:
@@ -220,6 +213,110 @@ async def test_a_link_that_was_allowed_is_not_denied_by_a_later_policy(signer: H
     assert await reason(call) is Reason.NONCE_CONFLICT
     await signer.sign(request)
     assert signer.log.link("t-1")[0].body["policy"]["version"] == 1
+
+
+# Approvers whose keys the policy names
+
+BOB, EVE = SigningApprover(), SigningApprover()
+KEYED = POLICY.replace(
+    b"approvers: [ann, bob, cid, alice]}",
+    f"approvers: [ann, {{name: bob, key: {BOB.fingerprint}}}]}}\n"
+    f"changes: {{approvers: [ann, {{name: bob, key: {BOB.fingerprint}}}, eve]}}".encode(),
+)
+
+
+@pytest.fixture
+async def keyed(service_database: Callable[[str], ServiceDatabase], tmp_path: Path) -> AsyncIterator[Harness]:
+    keys = FakeKeys()
+    async with signer_replica(service_database("signer"), tmp_path, Log(), keys, keys.add("k1"), KEYED) as signer:
+        yield signer
+
+
+def kept(request: SignedRequest) -> dict[str, str]:
+    return request.document()
+
+
+async def test_approvals_that_gateway_invents_sign_nothing(keyed: Harness) -> None:
+    """All that a gateway can make without bob's key: it may enter what it likes."""
+    for place, invent in enumerate(
+        (
+            lambda link_id, terms: None,
+            lambda link_id, terms: EVE.approval(link_id, terms),
+            lambda link_id, terms: BOB.approval("t-elsewhere", terms),
+            lambda link_id, terms: BOB.approval(link_id, to_hex(bytes(32))),
+            lambda link_id, terms: BOB.request(f"/v1/transfers/{link_id}:reject", BOB.approval(link_id, terms).content),
+        )
+    ):
+        request = keyed.request(f"t-{place}", place, value_wei=101)
+        terms = approval(keyed, request, "bob")["terms_sha256"]
+        await approve(keyed, request, "ann")
+        invented = invent(request.transfer_id, terms)
+        await approve(keyed, request, "bob", **({} if invented is None else {"client_signature": kept(invented)}))
+        refused = await refusal(keyed.sign(request))
+        assert refused.reason is Reason.APPROVAL_REQUIRED
+        assert (refused.details["given"], refused.details["unproven"]) == (1, 1)
+        assert "the approver's signature" in str(refused.details["rule"])
+        assert keyed.log.link(request.transfer_id) == []
+    assert keyed.asked() == []
+    # What bob has signed for one transfer is nothing for the same again.
+    request = keyed.request("t-9", 9, value_wei=101)
+    signed = BOB.approval("t-9", approval(keyed, request, "bob")["terms_sha256"])
+    again = keyed.request("t-10", 10, value_wei=101)
+    for one in (request, again):
+        await approve(keyed, one, "ann")
+        await approve(keyed, one, "bob", client_signature=kept(signed))
+    await keyed.sign(request)
+    assert await reason(keyed.sign(again)) is Reason.APPROVAL_REQUIRED
+
+
+async def test_a_change_that_gateway_approves_by_itself_changes_nothing(keyed: Harness) -> None:
+    document = next_policy(limit=10)
+    digest = to_hex(sha256(document).digest())
+    await approve_policy(keyed, document, "ann")
+    # Names that nobody has, a name without its key, and a name with somebody else's.
+    await approve_policy(keyed, document, "mallory")
+    await approve_policy(keyed, document, "bob")
+    refused = await refusal(activate(keyed, document))
+    assert (refused.reason, refused.details["unproven"]) == (Reason.APPROVAL_REQUIRED, 1)
+    other = next_policy(limit=11)
+    await approve_policy(keyed, other, "ann")
+    await approve_policy(keyed, other, "bob", client_signature=kept(BOB.policy_approval(digest)))
+    assert await reason(activate(keyed, other)) is Reason.APPROVAL_REQUIRED
+    assert (await in_force(keyed)).version == 1
+    third = next_policy(limit=12)
+    signed = BOB.policy_approval(to_hex(sha256(third).digest()))
+    await approve_policy(keyed, third, "ann")
+    await approve_policy(keyed, third, "bob", client_signature=kept(signed))
+    assert (await activate(keyed, third)).version == 2
+
+
+async def test_the_signer_tells_whose_approvals_are_signed(keyed: Harness) -> None:
+    terms = common_pb2.Terms(chain_id="eip155:31337", from_address=keyed.sender, to_address=RECEIVER, value_wei="101")
+    check = signer_pb2.PolicyCheck(transfer_id="t-1", terms=terms)
+    (decision,) = (await keyed.api.CheckPolicy(signer_pb2.CheckPolicyRequest(checks=[check]), None)).decisions
+    assert dict(decision.approval.keys) == {"bob": BOB.fingerprint}
+    changes = (await in_force(keyed)).changes
+    assert (changes.count, list(changes.approvers)) == (2, ["ann", "bob", "eve"])
+    assert dict(changes.keys) == {"bob": BOB.fingerprint}
+
+
+async def test_a_version_that_came_in_between_judges_the_next_one(keyed: Harness) -> None:
+    """Approved under the first, activated when the second names other approvers."""
+    second = next_policy(2) + b"changes: {approvers: [cid, dan]}\n"
+    third = next_policy(3)
+    for document in (second, third):
+        await approve_policy(keyed, document, "ann")
+        await approve_policy(keyed, document, "eve")
+    store, supersede = PolicyStore, PolicyStore.supersede
+
+    async def overtaken(self: PolicyStore, row: PolicyRow, version: int) -> PolicyRow:
+        with mock.patch.object(store, "supersede", supersede):
+            await activate(keyed, second)
+        return await supersede(self, row, version)
+
+    with mock.patch.object(store, "supersede", overtaken):
+        assert await reason(activate(keyed, third)) is Reason.APPROVAL_REQUIRED
+    assert (await in_force(keyed)).version == 2
 
 
 # Changing the policy

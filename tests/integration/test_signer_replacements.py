@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
+from hashlib import sha256
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from protos.wallet.v1 import signer_pb2
 from services.core.entries import Kind, check_body
 from services.core.errors import Reason, WalletError
 from services.core.grammar import LinkHead, State, advance
 from services.core.transactions import decode_raw, signing_digest
+from services.runtime.telemetry import new_traceparent
+from services.signer.policy_store import PolicyRow, PolicyStore
 from services.signer.replacement_store import ReplacementStore
 from services.signer.store import NonceKey, Registration
-from tests.fakes.keys import FakeKeys
-from tests.integration.conftest import ServiceDatabase
-from tests.integration.signer_harness import BURN, CHAIN, RECEIVER, Harness, Log, signer_replica
+from tests.integration.signer_harness import BURN, CHAIN, RECEIVER, Harness, Log
 from tools.stack.processes import StackError
 
 GWEI = 10**9
-
-
-@pytest.fixture
-async def replicas(
-    service_database: Callable[[str], ServiceDatabase], tmp_path: Path
-) -> AsyncIterator[tuple[Harness, Harness]]:
-    own, log, keys = service_database("signer"), Log(), FakeKeys()
-    replica = partial(signer_replica, own, tmp_path, log, keys, keys.add("k1"))
-    async with replica() as one, replica() as other:
-        yield one, other
-
-
-@pytest.fixture
-def signer(replicas: tuple[Harness, Harness]) -> Harness:
-    return replicas[0]
 
 
 async def refusal(call: Awaitable[object]) -> WalletError:
@@ -304,13 +291,107 @@ async def test_a_nonce_that_was_given_back_is_filled_once(signer: Harness) -> No
     assert await reason(signer.sign(signer.request("t-2", 0))) is Reason.NONCE_REGISTERED
 
 
-async def test_a_superseding_link_that_was_voided_leaves_its_place_to_another(signer: Harness) -> None:
-    await signer.sign(signer.request("t-1", 0))
-    signer.log.fail_before.add(3)
-    await refusal(signer.sign(signer.superseding("t-1:cancel", 0, "t-1")))
-    await signer.void("t-1:cancel")
+def marks(signer: Harness) -> str:
+    rows = "SELECT string_agg(link_id || '/' || attempt || ' ' || coalesce(superseded_by, '-'), ', ' ORDER BY 1)"
+    return signer.server.execute(f"{rows} FROM (SELECT * FROM signer.register ORDER BY link_id, attempt) r").strip()
+
+
+async def test_a_superseding_link_that_was_voided_gives_the_mark_back(replicas: tuple[Harness, Harness]) -> None:
+    signer, other = replicas
+    first, bump = signer.request("t-1", 0), signer.request("t-1", 0, fee_wei=2 * GWEI)
+    bump.traceparent = first.traceparent
+    await signer.sign(first)
+    signer.log.fail_before |= {3, 4}
+    await refusal(signer.sign(bump))
+    await refusal(signer.sign(signer.superseding("t-1:cancel", 0, "t-1", 3 * GWEI)))
+    assert await reason(signer.sign(bump)) is Reason.SUPERSEDED
+    await asyncio.gather(signer.void("t-1:cancel"), other.void("t-1:cancel"))
+    assert marks(signer) == "t-1/1 -, t-1/2 -, t-1:cancel/1 -"
+    # The bump goes on where it was stopped, and another link may take the nonce.
+    await other.sign(bump)
     assert await reason(signer.sign(signer.superseding("t-1:cancel", 0, "t-1"))) is Reason.LINK_VOIDED
-    await signer.sign(signer.superseding("gap:0", 0, "t-1"))
+    await signer.sign(signer.superseding("t-1:cancel.1", 0, "t-1", 3 * GWEI))
+    assert marks(signer) == "t-1/1 t-1:cancel.1, t-1/2 t-1:cancel.1, t-1:cancel/1 -, t-1:cancel.1/1 -"
+    # That one is signed: nothing is given back, and a void of the first changes nothing.
+    assert await reason(signer.void("t-1:cancel.1")) is Reason.ALREADY_SIGNED
+    await signer.void("t-1:cancel")
+    assert await reason(other.sign(signer.request("t-1", 0, fee_wei=9 * GWEI))) is Reason.SUPERSEDED
+
+
+async def test_what_was_superseded_unsigned_stays_unsigned(signer: Harness) -> None:
+    """Its signing was refused, so its nonce may be another's by now."""
+    first = signer.request("t-1", 0)
+    signer.log.fail_before |= {1, 2}
+    await refusal(signer.sign(first))
+    await refusal(signer.sign(signer.superseding("t-1:cancel", 0, "t-1")))
+    await signer.void("t-1")
+    await signer.void("t-1:cancel")
+    assert await reason(signer.sign(first)) is Reason.LINK_VOIDED
+    await signer.sign(signer.request("t-2", 0))
+
+
+async def test_voiding_and_superseding_at_once_leave_no_mark_of_a_voided_link(
+    replicas: tuple[Harness, Harness],
+) -> None:
+    one, other = replicas
+    for nonce in range(10):
+        link = f"t-{nonce}"
+        await one.sign(one.request(link, nonce))
+        calls = [
+            one.sign(one.superseding(f"{link}:cancel", nonce, link)),
+            other.void(f"{link}:cancel"),
+            other.sign(one.superseding(f"{link}:cancel.1", nonce, link)),
+            one.void(f"{link}:cancel"),
+        ]
+        await asyncio.gather(*calls, return_exceptions=True)
+        left = one.server.execute(
+            "SELECT count(*) FROM signer.register r JOIN signer.register s ON s.link_id = r.superseded_by "
+            "WHERE s.voided_at IS NOT NULL"
+        )
+        assert left.strip() == "0"
+        marked = one.server.execute(f"SELECT superseded_by FROM signer.register WHERE link_id = '{link}'").strip()
+        live = "SELECT link_id FROM signer.register WHERE voided_at IS NULL AND supersedes"
+        assert marked == one.server.execute(f"{live} = '{link}'").strip()
+
+
+# What a policy that came in between says
+
+
+async def put_in_force(signer: Harness, version: int, fee_wei: int) -> None:
+    document = (await signer.api.GetPolicy(signer_pb2.GetPolicyRequest(), None)).document.decode()
+    lines = [line for line in document.splitlines() if "fee_wei" not in line and not line.startswith("version:")]
+    place = lines.index("  limits:") + 1
+    changed = "\n".join([f"version: {version}", *lines[:place], f"    fee_wei: '{fee_wei}'", *lines[place:]])
+    row = PolicyRow(version, sha256(changed.encode()).digest(), changed.encode(), new_traceparent(), b"{}")
+    await PolicyStore(signer.database).supersede(row, version - 1)
+
+
+@pytest.mark.parametrize("what", ["bump", "superseding"])
+async def test_a_bump_or_superseding_link_is_judged_by_the_policy_in_force(signer: Harness, what: str) -> None:
+    """It was judged by the first version; the second is put in force before it is entered."""
+    first = signer.request("t-1", 0)
+    await signer.sign(first)
+    request = (
+        signer.request("t-1", 0, fee_wei=2 * GWEI) if what == "bump" else signer.superseding("t-1:cancel", 0, "t-1")
+    )
+    request.traceparent = first.traceparent
+    method = "enter_bumps" if what == "bump" else "supersede"
+    entering = getattr(ReplacementStore, method)
+
+    async def overtaken(self: ReplacementStore, argument: Any) -> Any:
+        if (await PolicyStore(signer.database).version()) == 1:
+            await put_in_force(signer, 2, fee_wei=21_000 * GWEI)
+        return await entering(self, argument)
+
+    with mock.patch.object(ReplacementStore, method, overtaken):
+        assert await reason(signer.sign(request)) is Reason.FEE_CAP_REACHED
+    assert signer.server.execute("SELECT count(*) FROM signer.register").strip() == "1"
+    # Under a third that allows it, it is entered as decided by that one.
+    await put_in_force(signer, 3, fee_wei=10**18)
+    await signer.api._policy_versions.refresh()
+    await signer.sign(request)
+    versions = signer.server.execute("SELECT string_agg(policy_version::text, ',' ORDER BY 1) FROM signer.register")
+    assert versions.strip() == "1,3"
 
 
 # What the database itself refuses

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from pathlib import Path
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,9 +23,8 @@ from services.signer.rules import Asset, Window
 from services.signer.store import NonceKey, Registration, Store
 from services.signer.velocity import Candidate
 from services.signer.velocity_store import Counted, Outcome, VelocityStore
-from tests.fakes.keys import FakeKeys
 from tests.integration.conftest import ServiceDatabase
-from tests.integration.signer_harness import RECEIVER, Harness, Log, signer_replica
+from tests.integration.signer_harness import RECEIVER, Harness
 
 LIMIT = 100
 TOKEN = Address(b"\xaa" * 20)
@@ -49,18 +47,8 @@ rules:
 
 
 @pytest.fixture
-async def replicas(
-    service_database: Callable[[str], ServiceDatabase], tmp_path: Path
-) -> AsyncIterator[tuple[Harness, Harness]]:
-    own, log, keys = service_database("signer"), Log(), FakeKeys()
-    replica = partial(signer_replica, own, tmp_path, log, keys, keys.add("k1"), POLICY)
-    async with replica() as one, replica() as other:
-        yield one, other
-
-
-@pytest.fixture
-def signer(replicas: tuple[Harness, Harness]) -> Harness:
-    return replicas[0]
+def policy() -> bytes:
+    return POLICY
 
 
 async def refusal(call: object) -> WalletError:
@@ -223,7 +211,9 @@ def age(own: ServiceDatabase, by: str) -> None:
     own.server.execute(
         "SET session_replication_role = replica;"
         f"UPDATE signer.register SET counted_at = counted_at - interval '{by}';"
-        f"UPDATE signer.velocity SET latest_at = latest_at - interval '{by}'"
+        f"UPDATE signer.velocity SET latest_at = latest_at - interval '{by}';"
+        f"UPDATE signer.velocity_windows SET start_at = start_at - interval '{by}', "
+        f"settled_at = settled_at - interval '{by}'"
     )
 
 
@@ -243,8 +233,8 @@ async def test_a_database_clock_that_is_set_back_opens_no_window(purse: tuple[Pu
     age(own, "-1 hour")
     assert not (await one.enter(10)).refused
     assert (await one.enter(1)).refused
-    stamps = own.server.execute("SELECT count(DISTINCT counted_at), count(*) FROM signer.register")
-    assert stamps == "1|2"
+    late = "max(counted_at) - min(counted_at) < interval '1 second'"
+    assert own.server.execute(f"SELECT count(*), {late} FROM signer.register").strip() == "2|t"
 
 
 async def test_one_clock_that_runs_ahead_opens_no_window(purse: tuple[Purse, ServiceDatabase]) -> None:
@@ -285,7 +275,8 @@ async def test_whatever_is_entered_voided_and_entered_again_the_window_holds(
 ) -> None:
     one, own = purse
     own.server.execute(
-        "SET session_replication_role = replica; DELETE FROM signer.register; DELETE FROM signer.velocity"
+        "SET session_replication_role = replica; DELETE FROM signer.register; DELETE FROM signer.velocity;"
+        "DELETE FROM signer.velocity_windows"
     )
 
     async def act(own_steps: Sequence[list[int] | int]) -> None:
@@ -298,3 +289,127 @@ async def test_whatever_is_entered_voided_and_entered_again_the_window_holds(
     await asyncio.gather(*(act(own_steps) for own_steps in steps))
     total = own.server.execute("SELECT coalesce(sum(amount), 0) FROM signer.register WHERE voided_at IS NULL")
     assert int(total) <= LIMIT
+    assert sums(own)[0] == sums(own)[1]
+
+
+# Sums
+
+
+def sums(own: ServiceDatabase) -> tuple[int, int]:
+    """What the windows are said to hold, and what they do."""
+    rows = (
+        "(SELECT coalesce(sum(r.amount), 0) FROM signer.register r WHERE r.address = w.address AND r.asset = w.asset "
+        "AND r.counted_at > w.start_at AND r.counted_at < w.settled_at AND r.voided_at IS NULL)"
+    )
+    answer = own.server.execute(
+        f"SELECT coalesce(sum(spent), 0), coalesce(sum({rows}), 0) FROM signer.velocity_windows w"
+    )
+    said, held = answer.strip().split("|")
+    return int(said), int(held)
+
+
+async def test_a_void_of_what_is_in_the_sum_gives_back_and_of_what_has_left_it_nothing(
+    purse: tuple[Purse, ServiceDatabase],
+) -> None:
+    one, own = purse
+    await one.enter(40)
+    age(own, "40 minutes")
+    await one.enter(50)
+    assert (await one.enter(11)).refused
+    await one.register.void("p-1", "test")
+    assert not (await one.enter(11, 39)).refused
+    assert sums(own)[0] == sums(own)[1]
+    age(own, "30 minutes")
+    # The first would have left by now; the second is in.
+    assert (await one.enter(1)).refused
+    await one.register.void("p-1", "test")
+    assert (await one.enter(1)).refused
+    await one.register.void("p-2", "test")
+    assert (await one.enter(51)).refused
+    assert not (await one.enter(50)).refused
+    assert sums(own)[0] == sums(own)[1]
+
+
+async def test_clocks_that_go_to_and_fro_leave_the_sum_what_the_rows_are(purse: tuple[Purse, ServiceDatabase]) -> None:
+    one, own = purse
+    now = datetime.now(UTC)
+    for _ in range(6):
+        assert not (await one.enter(10)).refused
+        age(own, "12 minutes")
+    # Five are within the hour by this clock, however far another one has been in between.
+    for other in (now + timedelta(days=1), now - timedelta(minutes=30), now - timedelta(days=1), datetime.now(UTC)):
+        await one.enter(101, now=other)
+        assert sums(own)[0] == sums(own)[1]
+    refused = (await one.enter(61)).refused
+    assert next(iter(refused.values())).startswith(f"{COIN_PATH}.velocity: 61 on top of 40 in")
+    assert not (await one.enter(60)).refused
+    age(own, "-3 hours")
+    assert (await one.enter(1)).refused
+    assert sums(own)[0] == sums(own)[1]
+
+
+async def test_what_a_version_before_enters_and_voids_counts_as_well(purse: tuple[Purse, ServiceDatabase]) -> None:
+    """It stamps with the latest time, and knows no sums."""
+    one, own = purse
+    await one.enter(10)
+
+    def enter_as_before(number: int, amount: int) -> None:
+        own.server.execute(
+            "UPDATE signer.velocity SET latest_at = greatest(latest_at, clock_timestamp());"
+            "INSERT INTO signer.register (link_id, attempt, chain_id, address, nonce, unsigned_tx, decision, "
+            "policy_version, intent_body, asset, amount, counted_at) SELECT "
+            f"'old-{number}', 1, 31337, address, {1_000 + number}, '', 'allow', 1, '', asset, {amount}, latest_at "
+            "FROM signer.velocity"
+        )
+
+    enter_as_before(1, 20)
+    enter_as_before(2, 30)
+    assert (await one.enter(41)).refused
+    enter_as_before(3, 5)
+    assert (await one.enter(36)).refused
+    own.server.execute("UPDATE signer.register SET voided_at = now(), intent_body = NULL WHERE link_id = 'old-2'")
+    assert (await one.enter(66)).refused
+    assert not (await one.enter(65)).refused
+    assert sums(own)[0] == sums(own)[1]
+
+
+async def test_the_service_may_move_sums_and_make_up_nothing(purse: tuple[Purse, ServiceDatabase]) -> None:
+    one, _ = purse
+    await one.enter(LIMIT)
+    for statement in (
+        "UPDATE signer.velocity_windows SET spent = 0",
+        "DELETE FROM signer.velocity_windows",
+        "INSERT INTO signer.velocity_windows SELECT chain_id, address, 'x', window_s, start_at, settled_at, 0 "
+        "FROM signer.velocity_windows",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await one.store._database.rows(statement)
+    assert (await one.enter(1)).refused
+
+
+async def test_a_window_that_a_policy_begins_to_ask_for_holds_what_was_counted_before(
+    purse: tuple[Purse, ServiceDatabase],
+) -> None:
+    one, own = purse
+    await one.enter(60)
+    age(own, "2 hours")
+    await one.enter(30)
+    key = NonceKey(31337, Address(b"\x07" * 20), 9)
+    day = Count(Asset(31337, None), 11, COIN_PATH, (Window(3600, LIMIT), Window(86_400, LIMIT)))
+    asked = Candidate("d-1", key.address, day)
+    rule = f"{COIN_PATH}.velocity: 11 on top of 90 in 86400 s is above {LIMIT}"
+    assert await one.store.foresee([asked], datetime.now(UTC)) == {"d-1": rule}
+    outcome = await one.store.enter([Counted(Registration("d-1", key, b"\x02", 1, b"{}"), asked)], datetime.now(UTC))
+    assert outcome.refused == {"d-1": rule}
+
+
+async def test_a_call_reads_no_row_that_another_has_summed(purse: tuple[Purse, ServiceDatabase]) -> None:
+    """What it costs does not grow with what the window holds."""
+    one, own = purse
+    for _ in range(4):
+        await one.enter(*[1] * 20)
+    # Were it read, the sum would have it.
+    own.server.execute("SET session_replication_role = replica; UPDATE signer.register SET amount = amount + 1000")
+    await one.enter(1)  # the last call's rows are read once more
+    own.server.execute("SET session_replication_role = replica; UPDATE signer.register SET amount = amount - 1000")
+    assert sums(own)[0] == 80 + 20 * 1000

@@ -13,6 +13,9 @@ from cryptography import x509
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from services.runtime.db import database_url
+from tests.integration.dependencies import ServiceDatabase
+from tests.integration.fresh_databases import FreshDatabases
+from tools.stack.processes import StackError
 
 
 async def _rpc(url: str, method: str, *params: Any) -> Any:
@@ -39,6 +42,42 @@ async def test_service_databases_share_nothing(service_database: Callable[[str],
     first, second = service_database("tracestore"), service_database("tracestore")
     first.server.execute("CREATE TABLE tracestore.only_here (n int)")
     assert second.server.execute("SELECT to_regclass('tracestore.only_here') IS NULL") == "t"
+
+
+def _oid(database: ServiceDatabase) -> str:
+    return database.server.execute("SELECT oid FROM pg_database WHERE datname = current_database()")
+
+
+@pytest.mark.parametrize(
+    ("left", "is_dropped"),
+    [
+        ("INSERT INTO gateway.workers VALUES ('mine', now())", False),
+        ("UPDATE gateway.follow SET cursor = 7", False),
+        ("SELECT nextval(format('%I.%I', schemaname, sequencename)) FROM pg_sequences", False),
+        ("ALTER TABLE gateway.follow ADD mine int", True),
+        ("REVOKE SELECT ON gateway.follow FROM gateway", True),
+        ("ALTER ROLE gateway IN DATABASE {name} SET work_mem = '1MB'", True),
+    ],
+)
+def test_what_a_test_leaves_in_a_database_is_not_met_by_the_next(
+    fresh_databases: FreshDatabases, left: str, is_dropped: bool
+) -> None:
+    everything = (
+        "SELECT * FROM gateway.follow; SELECT count(*) FROM gateway.workers; SELECT last_value FROM pg_sequences;"
+        "SELECT relacl FROM pg_class WHERE relname = 'follow'; SELECT count(*) FROM pg_db_role_setting"
+    )
+    used = fresh_databases.take("gateway")
+    before, oid = used.server.execute(everything), _oid(used)
+    used.server.execute(left.format(name=used.server.name) if is_dropped else left)
+    assert used.server.execute(everything) != before
+    fresh_databases.give_back(used)
+    following = fresh_databases.take("gateway")
+    assert following.server.execute(everything) == before
+    assert (_oid(following) != oid) is is_dropped
+    # Whoever still knows it by its old name does not reach it.
+    with pytest.raises(StackError, match="does not exist"):
+        used.server.execute("SELECT 1")
+    fresh_databases.give_back(following)
 
 
 async def test_redis_wants_its_password(redis_url: str) -> None:

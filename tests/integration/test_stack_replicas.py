@@ -227,6 +227,7 @@ def test_the_settings_of_a_replica_are_those_of_its_service_but_for_what_is_its_
         own = {
             "WALLET_TLS_DIR",
             "WALLET_SECRETS_DIR",
+            "WALLET_SPOOL_DIR",
             "WALLET_HTTP_LISTEN" if service == "gateway" else "WALLET_LISTEN",
         }
         if service == "evidence":

@@ -10,26 +10,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from protos.wallet.v1 import tracestore_pb2, tracestore_pb2_grpc
+from protos.wallet.v1 import tracestore_pb2
 from services.core.errors import Reason, WalletError
-from services.runtime.channel import PeerChannel
-from services.runtime.settings import ServiceSettings
 from tests.integration.dependencies import OwnPostgres
-from tools.stack.authority import Authority
+from tests.integration.tracestore_harness import Client, Store, a_store, request_of, span_of, spans_in
 
 # A process that makes one span the way every service does, and ends.
 _ONE_SPAN = """
@@ -45,117 +34,10 @@ stop_telemetry()
 """
 
 
-@dataclass
-class Store:
-    """What is needed to run tracestore and to call it."""
-
-    postgres: OwnPostgres
-    authority: Authority
-    database: dict[str, str]
-    port: int
-    log: Path
-
-    def settings(self, caller: str) -> ServiceSettings:
-        return ServiceSettings(tls_dir=self.authority.issue(caller), peers={"tracestore": f"127.0.0.1:{self.port}"})
-
-    def environment(self, service: str) -> dict[str, str]:
-        return {
-            "PATH": os.defpath,
-            "WALLET_TLS_DIR": str(self.authority.issue(service)),
-            "OTEL_EXPORTER_OTLP_ENDPOINT": f"https://127.0.0.1:{self.port}",
-        }
-
-    def _start(self, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "services.tracestore"]
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[subprocess.Popen[bytes]]:
-        environment = {
-            **self.environment("tracestore"),
-            **self.database,
-            "WALLET_LISTEN": f"127.0.0.1:{self.port}",
-        }
-        process = self._start(environment)
-        try:
-            channel = PeerChannel("tracestore", self.settings("gateway"))
-            for _ in range(200):
-                try:
-                    await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
-                    break
-                except WalletError:
-                    assert process.poll() is None, self.log.read_text()
-                    await asyncio.sleep(0.05)
-            else:
-                raise AssertionError(self.log.read_text())
-            await channel.close()
-            yield process
-        finally:
-            process.kill()
-            await asyncio.to_thread(process.wait)
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, own_postgres: Callable[[], OwnPostgres]) -> Iterator[Store]:
-    directory = tmp_path_factory.mktemp("tracestore")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with own_postgres() as postgres:
-        database = postgres.migrated("tracestore").environment
-        yield Store(postgres, Authority(directory / "tls"), database, port, directory / "log")
-
-
-class Client:
-    """One caller of the store."""
-
-    def __init__(self, store: Store, caller: str = "gateway") -> None:
-        self.channel = PeerChannel("tracestore", store.settings(caller))
-        self._export = trace_service_pb2_grpc.TraceServiceStub(self.channel).Export
-        self._get_trace = tracestore_pb2_grpc.TraceStoreStub(self.channel).GetTrace
-
-    async def __aenter__(self) -> Client:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.channel.close()
-
-    async def export(self, *spans: Span, service: str = "signer") -> ExportTraceServiceResponse:
-        reply: ExportTraceServiceResponse = await self._export(request_of(*spans, service=service), timeout=30)
-        return reply
-
-    async def trace(self, trace_id: bytes) -> list[ResourceSpans]:
-        reply = await self._get_trace(tracestore_pb2.GetTraceRequest(trace_id=trace_id.hex()), timeout=30)
-        assert reply.trace_id == trace_id.hex()
-        return [ResourceSpans.FromString(one) for one in reply.resource_spans]
-
-
-def span_of(trace_id: bytes, start_ns: int, name: str = "signer.sign") -> Span:
-    span = Span(
-        trace_id=trace_id,
-        span_id=secrets.token_bytes(8),
-        name=name,
-        start_time_unix_nano=start_ns,
-        end_time_unix_nano=start_ns + 1_000_000,
-    )
-    attribute = span.attributes.add(key="wallet.signature.status")
-    attribute.value.string_value = "success"
-    return span
-
-
-def request_of(*spans: Span, service: str) -> ExportTraceServiceRequest:
-    request = ExportTraceServiceRequest()
-    resource_spans = request.resource_spans.add(schema_url="https://opentelemetry.io/schemas/1.30.0")
-    resource_spans.resource.attributes.add(key="service.name").value.string_value = service
-    scope_spans = resource_spans.scope_spans.add()
-    scope_spans.scope.name = "goldenlink.rpc"
-    scope_spans.spans.extend(spans)
-    return request
-
-
-def spans_in(resource_spans: list[ResourceSpans]) -> list[bytes]:
-    return [one.scope_spans[0].spans[0].SerializeToString() for one in resource_spans]
+    with own_postgres() as postgres, a_store(tmp_path_factory.mktemp("tracestore"), postgres) as made:
+        yield made
 
 
 async def test_acknowledged_spans_survive_sigkill(store: Store) -> None:
@@ -242,7 +124,7 @@ async def test_malformed_and_unknown_trace_ids_and_unlisted_callers_are_refused(
         async with Client(store) as client:
             for malformed in ("", "0" * 31, "G" * 32, "A" * 32, "\N{ARABIC-INDIC DIGIT ONE}" * 32):
                 with pytest.raises(WalletError) as raised:
-                    await client._get_trace(tracestore_pb2.GetTraceRequest(trace_id=malformed))
+                    await client.get_trace(tracestore_pb2.GetTraceRequest(trace_id=malformed))
                 assert raised.value.reason is Reason.INVALID_REQUEST
                 assert raised.value.details["field"] == "trace_id"
             with pytest.raises(WalletError) as unknown:
@@ -322,4 +204,4 @@ def test_migrate_by_command_runs_again_without_harm(store: Store) -> None:
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert store.postgres.execute("SELECT version_num FROM tracestore.alembic_version") == "0001"
+    assert store.postgres.execute("SELECT version_num FROM tracestore.alembic_version") == "0002"

@@ -11,12 +11,15 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from services.core.addresses import Address
+from services.core.canonical import to_hex
 from services.core.errors import Reason, WalletError
 from services.core.transactions import Eip1559Transaction, LegacyTransaction, decode_unsigned
-from services.runtime.nodes import NodeAddress, Nodes
+from services.runtime.node_settings import NodeAddress
+from services.runtime.nodes import Nodes
 from services.txbuilder.chain import ChainReader
 from services.txbuilder.gap_store import GapStore
-from services.txbuilder.gaps import GapSearch
+from services.txbuilder.gaps import PAGE, GapSearch
 from services.txbuilder.replacement_store import Version
 from services.txbuilder.store import Reservation
 from tests.integration.txbuilder_bench import (
@@ -49,7 +52,7 @@ async def bump(bench: Bench, transfer_id: str, number: int) -> bytes:
 
 
 async def found_gaps(bench: Bench) -> list[tuple[int, str]]:
-    return [(gap.nonce, gap.transfer_id) for gap in await bench.gaps.run(0)]
+    return [(gap.nonce, gap.transfer_id) for gap in (await bench.gaps.run(0)).gaps]
 
 
 def fees(unsigned_tx: bytes) -> tuple[int, int]:
@@ -271,13 +274,30 @@ async def test_gaps_are_what_stands_below_the_highest_reservation(bench: Bench) 
     first, *_ = await reserved(bench, 5)
     await bench.store.release("t-2")
     assert await found_gaps(bench) == [(0, "t-0"), (1, "t-1"), (2, ""), (3, "t-3")]
-    assert await bench.gaps.run(60) == []
+    assert (await bench.gaps.run(60)).gaps == []
     await bench.replacer.supersede("gap:2", ACCOUNT, 2, "")
     await bench.replacer.supersede("t-3:cancel", ACCOUNT, 3, "t-3")
     # What is mined is none, and a superseded nonce is on its way.
     await bench.send(first.unsigned_tx)
     assert await bench.mined_nonce() == 1
     assert await found_gaps(bench) == [(1, "t-1"), (2, "gap:2")]
+
+
+async def test_the_gap_of_every_account_is_found_in_one_round_of_pages(bench: Bench) -> None:
+    """However many accounts there are, and wherever in their order one stands."""
+    senders = [Address((0x1000 + number).to_bytes(20, "big")) for number in range(2 * PAGE + 5)]
+    for sender in senders:
+        await bench.rpc("anvil_setBalance", to_hex(sender), hex(10**18))
+        drafts = [draft(f"t-{sender.hex()}-{number}", sender=sender) for number in range(2)]
+        built(await bench.builder.build(drafts))
+        await bench.store.release(f"t-{sender.hex()}-0")
+    found, pages, after = [], 0, None
+    while pages == 0 or after is not None:
+        page = await bench.gaps.run(0, after)
+        found += page.gaps
+        pages, after = pages + 1, page.next
+    assert [(gap.account.address, gap.nonce, gap.transfer_id) for gap in found] == [(one, 0, "") for one in senders]
+    assert pages == 3
 
 
 async def test_what_is_final_is_retired_and_never_looked_at_again(bench: Bench) -> None:
@@ -297,5 +317,5 @@ async def test_what_is_final_is_retired_and_never_looked_at_again(bench: Bench) 
 async def test_an_account_whose_chain_does_not_answer_is_left_out(bench: Bench) -> None:
     await reserved(bench, 2)
     nodes = Nodes([NodeAddress(name, "http://127.0.0.1:1", CHAIN) for name in ("node-a", "node-b", "node-c")], 2)
-    assert await GapSearch(GapStore(bench.database), ChainReader(nodes, 1)).run(0) == []
+    assert (await GapSearch(GapStore(bench.database), ChainReader(nodes, 1)).run(0)).gaps == []
     await nodes.close()

@@ -18,7 +18,8 @@ from services.core.errors import WalletError
 from services.core.transactions import assemble_raw, signing_digest
 from services.runtime.db import Database
 from services.runtime.lock import LeaseLock
-from services.runtime.nodes import NodeAddress, Nodes
+from services.runtime.node_settings import NodeAddress
+from services.runtime.nodes import Nodes
 from services.runtime.settings import DatabaseSettings
 from services.txbuilder.building import Builder
 from services.txbuilder.chain import AccountState, ChainReader

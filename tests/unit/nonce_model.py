@@ -37,6 +37,7 @@ GUARDS = (
     "voided is not signed",
     "signed is not voided",
     "superseded is not signed",
+    "a void gives the mark back",
     "intent before signature",
     # gateway
     "fails only when the nonce is spent",
@@ -76,7 +77,7 @@ class Registered:
     intended: bool = False
     signed: bool = False
     voided: bool = False
-    superseded: bool = False
+    superseded_by: str | None = None
 
 
 @dataclass
@@ -259,7 +260,7 @@ class World:
             return same
         if rows and self.has("one nonce a link"):
             first = rows[0].tx
-            if first is None or first.nonce != tx.nonce or not rows[-1].signed or rows[-1].superseded:
+            if first is None or first.nonce != tx.nonce or not rows[-1].signed or rows[-1].superseded_by:
                 raise Refused
         live = [row for row in self.live(tx.nonce) if row.link != tx.link]
         if not rows:
@@ -272,7 +273,7 @@ class World:
             if supersedes and supersedes not in {row.link for row in live if row.supersedes is None}:
                 raise Refused
         for row in self.rows(supersedes) if supersedes else []:
-            row.superseded = True
+            row.superseded_by = tx.link
         new = Registered(tx.link, tx, supersedes)
         self.register.append(new)
         return new
@@ -296,24 +297,33 @@ class World:
         """Step (7), one statement under the row's lock."""
         if row.voided and self.has("voided is not signed"):
             raise Refused
-        if row.superseded:
+        if row.superseded_by:
             if self.has("superseded is not signed"):
                 raise Refused
             self.signed_late.append(row.link)
         row.signed = True
 
     def void(self, link: str) -> str:
-        """VoidLink, one statement: "voided", or the reason why not."""
+        """VoidLink, one transaction: "voided", or the reason why not."""
         rows = self.rows(link)
         if any(row.signed for row in rows) and self.has("signed is not voided"):
             return "ALREADY_SIGNED"
-        if any(row.superseded for row in rows):
-            return "SUPERSEDED"
+        if any(row.superseded_by for row in rows):
+            return "voided"  # the mark is as good, and keeps the nonce
         for row in rows:
             row.voided = True
+            if self.has("a void gives the mark back"):
+                self._give_back(row)
         if not rows:
             self.register.append(Registered(link, None, voided=True))
         return "voided"
+
+    def _give_back(self, row: Registered) -> None:
+        """The link that `row` superseded is so no more; one that was not signed stays unsigned."""
+        superseded = [one for one in self.rows(row.supersedes or "") if one.superseded_by == row.link]
+        was_signed = any(one.signed for one in superseded)
+        for one in superseded:
+            one.superseded_by, one.voided = None, not was_signed
 
     # -- gateway
 
@@ -415,9 +425,11 @@ class World:
             if row.state == "FAILED" or row.failing or not row.built:
                 return
         yield
-        self.transfers.setdefault(
-            f"{link}:cancel", Transfer(f"{link}:cancel", supersedes=link, nonce=row.built[0].nonce)
-        )
+        names = [f"{link}:cancel.{turn}" for turn in range(16)]
+        stored = [self.transfers[name] for name in names if name in self.transfers]
+        if len(stored) < len(names) and all(one.state == "FAILED" and not one.signed for one in stored):
+            name = names[len(stored)]
+            self.transfers[name] = Transfer(name, supersedes=link, nonce=row.built[0].nonce)
 
     def replace(self, link: str) -> Steps[None]:
         """A stall: replacement n + 1 is wanted, built, and carried."""
@@ -539,6 +551,8 @@ class World:
         assert not voided & signed, "I6: voided and signed"
         assert all(row.intended for row in self.register if row.signed), "I6: no intent"
         assert not self.signed_late, "I6: signed after it was superseded"
+        by = {row.superseded_by for row in self.register if row.superseded_by}
+        assert not by & voided, "I6: superseded by what is never signed"
         # (I7) Only what is signed is sent and mined, and no link is mined twice.
         transactions = {row.tx for row in self.register if row.signed}
         assert self.sent <= transactions, "I7: sent without a signature"

@@ -277,6 +277,13 @@ def two_links_that_supersede_one_transfer(world: World) -> None:
         _run_to(world, world.carry(_superseding(world, link, "t0")))
 
 
+def a_superseding_link_that_fails_before_it_is_signed(world: World) -> None:
+    _run_to(world, world.carry(_transfer(world, 0)))
+    _run_to(world, world.carry(_superseding(world, "t0:cancel", "t0")), 6)
+    assert world.rows("t0")[0].superseded_by
+    _run_to(world, world.fail("t0:cancel"))
+
+
 SCHEDULES: list[tuple[str, Callable[[World], None], bool]] = [
     ("one reservation a transfer", two_builds_of_one_transfer, False),
     ("one nonce a link", two_builds_of_one_transfer, True),
@@ -288,6 +295,7 @@ SCHEDULES: list[tuple[str, Callable[[World], None], bool]] = [
     ("signed is not voided", a_transfer_that_fails_while_it_is_signed, False),
     ("voided is not signed", a_signature_under_way_when_its_link_is_voided, False),
     ("superseded is not signed", a_signature_under_way_when_its_link_is_superseded, False),
+    ("a void gives the mark back", a_superseding_link_that_fails_before_it_is_signed, False),
     ("one superseding link a nonce", two_links_that_supersede_one_transfer, False),
 ]
 # What random schedules notice within seconds.

@@ -26,6 +26,7 @@ from services.core.recovery import decrypt_recovery
 from tests.integration.suite.canaries import Canary, leaked
 from tests.integration.suite.redis_monitor import RedisMonitor
 from tests.integration.suite.running_suite import CHAIN_ID, Suite, somebody, until
+from tests.integration.suite.scraped import all_metrics
 from tests.integration.suite.stored_spans import stored_bytes, stored_spans
 from tools.stack.services import ROLES, SERVICE_NAMES
 
@@ -246,6 +247,14 @@ def test_nothing_is_in_a_log(run: Run) -> None:
     chain = {"anvil.log": logs.pop("anvil.log")}
     assert leaked([*run.secrets, *run.personal, *run.on_chain], logs) == []
     assert leaked([*run.secrets, *run.personal], chain) == []
+
+
+def test_nothing_is_in_a_metric(run: Run) -> None:
+    """Nor whose transfer it was: what is counted is about no one."""
+    places = {f"{process}, {name}": text.encode() for (process, name), text in all_metrics(run.suite).items()}
+    assert len(places) == 2 * len(SERVICE_NAMES)
+    named = [Canary.of_text(f"{name} of a transfer", t[name]) for t in run.transfers for name in ("id", "account_id")]
+    assert leaked([*run.secrets, *run.personal, *run.on_chain, *named], places) == []
 
 
 def test_services_print_nothing_but_log_records(run: Run) -> None:

@@ -133,7 +133,10 @@ def test_calls_between_services_are_the_declared_ones(suite: Suite) -> None:
     suite.get("/v1/status")
     suite.get(f"/v1/traces/{transfer['trace_id']}")
     callers = yaml.safe_load((ROOT / "services" / "callers.yaml").read_text(encoding="utf-8"))
-    declared = {(caller, callee) for callee, allowed in callers.items() for caller in allowed}
+    # Jaeger's processes are listed with their methods, and are not of the suite.
+    declared = {
+        (caller, callee) for callee, allowed in callers.items() for caller in allowed if isinstance(caller, str)
+    }
 
     def observed() -> set[tuple[str, str]] | None:
         edges = call_edges(stored_spans(suite))

@@ -14,7 +14,7 @@ from services.broadcaster.refusals import Meaning
 from services.core.canonical import from_hex, to_hex
 from services.core.digests import keccak256
 from services.core.entries import Kind, check_body
-from services.runtime.nodes import HttpAnswer
+from services.runtime.node_answer import HttpAnswer
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 RAW = [b"\x02one", b"\x02two"]

@@ -37,9 +37,9 @@ def view(name: str, latest: int, fork: int, branch: int) -> View:
 
     def at(number: int) -> Block:
         own, parent = (branch if n > fork else 0 for n in (number, number - 1))
-        return Block(number, block_hash(number, own), block_hash(number - 1, parent), ())
+        return Block(number, block_hash(number, own), block_hash(number - 1, parent), (), 0)
 
-    return View(name, at(latest), None, None, {number: at(number) for number in range(1, latest + 1)})
+    return View(name, at(latest), None, None, {number: at(number) for number in range(1, latest + 1)}, 0.0)
 
 
 def ours(first: int, cursor: int) -> dict[int, bytes]:

@@ -41,12 +41,19 @@ class Store:
         return []
 
 
+class Unwatched:
+    """A chain's clock that nobody looks at."""
+
+    async def note(self, views: list[View]) -> None:
+        pass
+
+
 def _hash(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
 def _block(number: int) -> Block:
-    return Block(number, _hash(number), _hash(number - 1), ())
+    return Block(number, _hash(number), _hash(number - 1), (), 0)
 
 
 async def test_nothing_is_called_safe_that_no_node_says_so_of_at_this_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +65,8 @@ async def test_nothing_is_called_safe_that_no_node_says_so_of_at_this_look(monke
         cast(Any, None),
         cast(Any, None),
         cast(Any, Chain()),
+        cast(Any, None),
+        cast(Any, Unwatched()),
         interval_s=0.1,
         safe_patience_s=0.0,
         changed=lambda: None,
@@ -71,7 +80,7 @@ async def test_nothing_is_called_safe_that_no_node_says_so_of_at_this_look(monke
         latest, safe = next(heads)
         cursor = 10 if latest == 11 else 11
         blocks = {number: _block(number) for number in range(cursor + 1, min(latest, cursor + 4) + 1)}
-        return [View(name, _block(latest), _block(safe), None, blocks) for name in NODES]
+        return [View(name, _block(latest), _block(safe), None, blocks, 0.0) for name in NODES]
 
     monkeypatch.setattr(watcher, "_views", ask)
     await watcher.look()

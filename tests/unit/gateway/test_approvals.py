@@ -95,6 +95,7 @@ def test_links_of_a_transfer_fit_the_log() -> None:
     account = ("eip155:11155111", b"\xff" * 20)
     for link_id in (
         cancel_link_id(name),
+        cancel_link_id(name, 15),
         transfer_link(name),
         policy_link(bytes(32)),
         gap_link_id(account, 10**7, 15),
@@ -106,7 +107,7 @@ def test_links_of_a_transfer_fit_the_log() -> None:
 
 
 def test_a_superseding_transfer_moves_nothing_from_the_sender_to_itself() -> None:
-    link = superseding(TRANSFER, "t-1:cancel", "t-1", None)
+    link = superseding(TRANSFER, "t-1:cancel", "t-1", None, TRANSFER.created_at)
     assert (link.to_address, link.value_wei, link.data, link.fees) == (TRANSFER.from_address, "0", b"", b"")
     assert (link.from_address, link.nonce, link.key_id, link.key_version) == (TRANSFER.from_address, 9, "key", 2)
     assert (link.state, link.traceparent, link.supersedes) == (State.ACCEPTED, TRANSFER.traceparent, "t-1")

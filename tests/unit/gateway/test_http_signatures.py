@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from http_sf import parse
 from starlette.datastructures import Headers
 
+from services.core.client_keys import Algorithm, ClientKey, read_public_key
 from services.core.errors import Reason, WalletError
-from services.gateway.client_keys import Algorithm, ClientKey, read_public_key
 from services.gateway.http_signatures import MAX_AGE_S, SignableRequest, is_signed, signature_base, verify_request
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "rfc9421" / "vectors.json").read_text(encoding="utf-8"))
