@@ -292,8 +292,10 @@ async def test_a_nonce_that_was_given_back_is_filled_once(signer: Harness) -> No
 
 
 def marks(signer: Harness) -> str:
-    rows = "SELECT string_agg(link_id || '/' || attempt || ' ' || coalesce(superseded_by, '-'), ', ' ORDER BY 1)"
-    return signer.server.execute(f"{rows} FROM (SELECT * FROM signer.register ORDER BY link_id, attempt) r").strip()
+    mark = "link_id || '/' || attempt || ' ' || coalesce(superseded_by, '-')"
+    return signer.server.execute(
+        f"SELECT string_agg({mark}, ', ' ORDER BY link_id, attempt) FROM signer.register"
+    ).strip()
 
 
 async def test_a_superseding_link_that_was_voided_gives_the_mark_back(replicas: tuple[Harness, Harness]) -> None:
@@ -390,7 +392,8 @@ async def test_a_bump_or_superseding_link_is_judged_by_the_policy_in_force(signe
     await put_in_force(signer, 3, fee_wei=10**18)
     await signer.api._policy_versions.refresh()
     await signer.sign(request)
-    versions = signer.server.execute("SELECT string_agg(policy_version::text, ',' ORDER BY 1) FROM signer.register")
+    in_order = "string_agg(policy_version::text, ',' ORDER BY policy_version)"
+    versions = signer.server.execute(f"SELECT {in_order} FROM signer.register")
     assert versions.strip() == "1,3"
 
 
