@@ -83,6 +83,20 @@ def service_database(fresh_databases: FreshDatabases) -> Iterator[Callable[[str]
         fresh_databases.give_back(database)
 
 
+@pytest.fixture
+def unused_database(fresh_databases: FreshDatabases) -> Iterator[Callable[[str], ServiceDatabase]]:
+    """The same, and no earlier test had it."""
+    made: list[ServiceDatabase] = []
+
+    def make(service: str) -> ServiceDatabase:
+        made.append(fresh_databases.take_unused(service))
+        return made[-1]
+
+    yield make
+    for database in made:
+        fresh_databases.give_back(database)
+
+
 @pytest.fixture(scope="session")
 def _redis_server(dependencies: Dependencies) -> str:
     directory = dependencies.directory / "redis"

@@ -32,12 +32,12 @@ _KEYS = ("link_id = ", "nonce", "asset", "version IS NOT NULL")
     "statement", _STATEMENTS, ids=lambda text: text.split(" AS ")[0].strip().replace("\n", " ")[:40]
 )
 async def test_a_plan_made_for_an_empty_register_reads_rows_by_key(
-    service_database: Callable[[str], ServiceDatabase], statement: str
+    unused_database: Callable[[str], ServiceDatabase], statement: str
 ) -> None:
     types = _STATEMENTS[statement]
     # PostgreSQL makes this plan after a few executions, and keeps it.
     arguments = ", ".join(f"NULL::{one}" for one in types.split(", "))
-    environment = service_database("signer").environment
+    environment = unused_database("signer").environment
     database = Database(
         DatabaseSettings(
             database_url=environment["WALLET_DATABASE_URL"],
