@@ -48,8 +48,12 @@ class Store:
     port: int
     log: Path
 
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
     def settings(self, caller: str) -> ServiceSettings:
-        return ServiceSettings(tls_dir=self.authority.issue(caller), peers={"tracestore": f"127.0.0.1:{self.port}"})
+        return ServiceSettings(tls_dir=self.authority.issue(caller), peers={"tracestore": self.address})
 
     def environment(self, service: str) -> dict[str, str]:
         return {
@@ -76,7 +80,7 @@ class Store:
         environment = {
             **self.environment("tracestore"),
             **self.database,
-            "WALLET_LISTEN": f"127.0.0.1:{self.port}",
+            "WALLET_LISTEN": self.address,
         }
         process = self._start(environment)
         try:
