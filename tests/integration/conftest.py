@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pkcs11
@@ -69,32 +70,33 @@ def fresh_databases(postgres: DatabaseServer, dependencies: Dependencies) -> Fre
     return FreshDatabases(postgres, SERVICE_NAMES, dependencies.directory / "secrets")
 
 
+@contextmanager
+def _lending(
+    databases: FreshDatabases, take: Callable[[str], ServiceDatabase]
+) -> Iterator[Callable[[str], ServiceDatabase]]:
+    lent: list[ServiceDatabase] = []
+
+    def lend(service: str) -> ServiceDatabase:
+        lent.append(take(service))
+        return lent[-1]
+
+    yield lend
+    for database in lent:
+        databases.give_back(database)
+
+
 @pytest.fixture
 def service_database(fresh_databases: FreshDatabases) -> Iterator[Callable[[str], ServiceDatabase]]:
     """`service_database("evidence")`: a fresh database, migrated, for this test alone."""
-    made: list[ServiceDatabase] = []
-
-    def make(service: str) -> ServiceDatabase:
-        made.append(fresh_databases.take(service))
-        return made[-1]
-
-    yield make
-    for database in made:
-        fresh_databases.give_back(database)
+    with _lending(fresh_databases, fresh_databases.take) as lend:
+        yield lend
 
 
 @pytest.fixture
 def unused_database(fresh_databases: FreshDatabases) -> Iterator[Callable[[str], ServiceDatabase]]:
     """The same, and no earlier test had it."""
-    made: list[ServiceDatabase] = []
-
-    def make(service: str) -> ServiceDatabase:
-        made.append(fresh_databases.take_unused(service))
-        return made[-1]
-
-    yield make
-    for database in made:
-        fresh_databases.give_back(database)
+    with _lending(fresh_databases, fresh_databases.take_unused) as lend:
+        yield lend
 
 
 @pytest.fixture(scope="session")
